@@ -1,0 +1,22 @@
+/* The kernels of this pass: one table per instruction set and dtype. */
+#include "kernels/kernel.h"
+
+#define CK_STRING_(x) #x
+#define CK_STRING(x) CK_STRING_(x)
+#define CK_DTYPE_f32 CK_F32
+#define CK_DTYPE_bf16 CK_BF16
+#define CK_DTYPE_f16 CK_F16
+#define CK_ENUM_(d) CK_DTYPE_##d
+#define CK_ENUM(d) CK_ENUM_(d)
+
+extern const ck_kernels CK_NAME(kernels);
+const ck_kernels CK_NAME(kernels) = {
+    .isa = CK_STRING(CK_ISA),
+    .dtype = CK_ENUM(CK_DTYPE),
+    .kernel = {
+#define CK_OP(op, called) [CK_NR_##op] = CK_NAME(op),
+#define CK_LAYER(op, called)
+#define CK_PART(op) [CK_NR_##op] = CK_NAME(op),
+#include "ops.def"
+    },
+};

@@ -1,0 +1,24 @@
+#ifndef CK_OPS_H
+#define CK_OPS_H
+/* Every op's declaration, in the order of ops.def, and the table of kernels that its ISA and dtype fill. */
+#include "ops/add.h"
+#include "ops/rms_norm.h"
+#include "ops/sum_rows.h"
+
+enum {
+#define CK_OP(op, called) CK_NR_##op,
+#define CK_LAYER(op, called)
+#define CK_PART(op) CK_NR_##op,
+#include "ops.def"
+    CK_KERNELS
+};
+
+struct ck_kernels {
+    const char *isa;
+    ck_dtype dtype;
+    ck_kernel *kernel[CK_KERNELS];
+};
+
+/* Inside CK_RUN: the kernel in use. */
+#define CK_FAST(op) k->kernel[CK_NR_##op]
+#endif

@@ -1,0 +1,18 @@
+#ifndef CK_SUM_ROWS_H
+#define CK_SUM_ROWS_H
+#include "ops/op.h"
+/*
+ * sum_rows -- how partial results of tasks become one
+ *
+ *     sum[c] = (accumulate ? sum[c] : 0) + sum_r x[r,c]
+ *
+ * r ascending, in double, rounded once.
+ */
+#define CK_ARGS_sum_rows(_)                  \
+    _(OUTV, float,  sum,        "C")         \
+    _(INV,  float,  x,          "R C")       \
+    _(FLAG, int,    accumulate, "")          \
+    _(SIZE, size_t, R,          "")          \
+    _(SIZE, size_t, C,          "")
+CK_DECLARE(sum_rows)
+#endif

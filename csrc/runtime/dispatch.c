@@ -1,0 +1,36 @@
+#include "runtime/dispatch.h"
+
+#include <string.h>
+
+#define CK_ISA_ROW(isa, lacks) extern const ck_kernels ck_kernels_f32_##isa;
+#include "isa.def"
+
+const ck_isa *
+ck_isas(void)
+{
+    static ck_isa isas[8]; /* the same values whoever writes them */
+    size_t n = 0;
+
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+#define CK_ISA_ROW(isa, lacks) isas[n++] = (ck_isa){#isa, (lacks), {[CK_F32] = &ck_kernels_f32_##isa}};
+#include "isa.def"
+    return isas;
+}
+
+const ck_isa *
+ck_isa_named(const char *name)
+{
+    for (const ck_isa *isa = ck_isas(); isa->name; isa++)
+        if (isa->lacking == NULL && (name == NULL || strcmp(isa->name, name) == 0))
+            return isa;
+    return NULL;
+}
+
+const ck_kernels *
+ck_kernels_for(const char *isa, ck_dtype dtype)
+{
+    const ck_isa *found = ck_isa_named(isa);
+    return found != NULL ? found->of[dtype] : NULL;
+}

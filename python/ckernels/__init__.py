@@ -1,0 +1,39 @@
+"""Transformer kernels in plain C that a person can read, trust and measure.
+
+Arrays are NumPy arrays, or anything on the CPU that lends its memory by ``__dlpack__``; results are NumPy arrays.
+Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` says what this machine offers.
+"""
+import importlib
+
+from ckernels.ops.add import add
+from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
+from ckernels.runtime import (
+    empty,
+    empty_cache,
+    get_num_threads,
+    isa,
+    isas,
+    memory_stats,
+    set_num_threads,
+    use,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "add",
+    "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
+    "rms_norm", "rms_norm_forward", "rms_norm_backward",
+]
+
+_LAZY = ("io", "kv", "models", "nn", "optim", "parity")
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return importlib.import_module(f"ckernels.{name}")
+    raise AttributeError(f"module 'ckernels' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted([*__all__, *_LAZY])

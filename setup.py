@@ -1,0 +1,119 @@
+"""Build _ck: csrc/kernels once per instruction set and dtype, all else once; metadata is in pyproject.toml.
+
+Objects are kept in build/objects and compiled again only when a file they include has changed.
+
+    CC=clang-14         another compiler
+    CK_WERROR=1         warnings are errors
+    CK_CFLAGS="-g"      more flags, for every file (sanitizers, say)
+    CK_BLAS=none        without OpenBLAS
+    MAX_JOBS=1          compilers at a time
+"""
+import hashlib
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
+
+from setuptools import Command, Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+WARN = ["-std=gnu11", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden", "-fPIC"]
+# Flags that let loops vectorise without changing what they compute.
+FAST = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+
+# isa.def names these too: one table, one name in Python each.
+ISAS = {"reference": ("csrc/reference", ["-O2", "-ffp-contract=off"]),
+        "baseline": ("csrc/kernels", FAST)}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISAS["avx2"] = ("csrc/kernels", [*FAST, "-mavx2", "-mfma", "-mf16c", "-mbmi2"])
+    ISAS["avx512"] = ("csrc/kernels", [*FAST, "-march=x86-64-v4", "-mprefer-vector-width=512"])
+DTYPES = ["f32"]
+
+
+def compiler():
+    flags = [*WARN, "-Icsrc", *shlex.split(os.environ.get("CK_CFLAGS", ""))]
+    if os.environ.get("CK_WERROR"):
+        flags.append("-Werror")
+    return [*shlex.split(os.environ.get("CC", "cc")), *flags]
+
+
+def is_current(target):
+    """Whether no file that went into it is newer (the compiler's own list of them lies beside it)."""
+    if not target.exists():
+        return False
+    made = target.stat().st_mtime
+    files = re.sub(r"\\\n", " ", target.with_suffix(".d").read_text()).split(":", 1)[1].split()
+    return all(os.path.exists(f) and os.path.getmtime(f) <= made for f in files)
+
+
+def compile_all(units):
+    """Compile (source, flags) units in parallel; return the objects in order."""
+    def compile_one(unit):
+        source, flags = unit
+        command = [*compiler(), *flags]
+        key = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:12]
+        target = Path("build/objects") / key / Path(source).with_suffix(".o")
+        if not is_current(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([*command, "-MMD", "-c", source, "-o", str(target)], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        return list(pool.map(compile_one, units))
+
+
+def library_units():
+    """The C library without Python: slow passes first, so that they do not end alone."""
+    units = [(source, [*flags, f"-DCK_ISA={isa}", f"-DCK_DTYPE={dtype}"])
+             for isa, (folder, flags) in reversed(ISAS.items()) for dtype in DTYPES
+             for source in sorted({*glob(f"{folder}/*.c"), "csrc/kernels/table.c"})]
+    once = sorted(glob("csrc/runtime/*.c") + glob("csrc/ops/*.c") + glob("csrc/layers/*.c"))
+    return units + [(source, ["-O2", "-ffp-contract=off"]) for source in once]
+
+
+class BuildExtension(build_ext):
+    """The extension from objects compiled as above."""
+
+    def build_extension(self, ext):
+        os.chdir(ROOT)
+        import numpy
+        python = [f"-I{path}" for path in self.compiler.include_dirs + [numpy.get_include()]]
+        bindings = [(source, ["-O2", "-DPy_LIMITED_API=0x030B0000", "-Wno-cast-function-type", *python])
+                    for source in sorted(glob("csrc/bindings/*.c"))]
+        objects = compile_all(library_units() + bindings)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*compiler(), "-shared", *objects, "-o", str(target), "-pthread", "-ldl", "-lm"], check=True)
+
+
+class BuildLibrary(Command):
+    """`python setup.py build_library`: build/libckernels.a, for C programs; prints its path."""
+
+    user_options = []
+
+    def initialize_options(self):
+        """Nothing to set."""
+
+    def finalize_options(self):
+        """Nothing to set."""
+
+    def run(self):
+        os.chdir(ROOT)
+        target = Path("build/libckernels.a")
+        objects = compile_all(library_units())
+        target.unlink(missing_ok=True)
+        subprocess.run(["ar", "rcs", str(target), *objects], check=True)
+        print(target, file=sys.stderr)
+
+
+setup(
+    cmdclass={"build_ext": BuildExtension, "build_library": BuildLibrary},
+    ext_modules=[Extension("ckernels._ck", sources=[], py_limited_api=True)],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

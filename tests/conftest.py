@@ -1,0 +1,42 @@
+"""Fixtures of every test: the instruction set, a random stream of one's own, threads put back."""
+import os
+
+import numpy as np
+import pytest
+
+import ckernels as ck
+
+SEED = int(os.environ.get("CK_TEST_SEED", np.random.SeedSequence().entropy % 10**9))
+BUILT = ("avx512", "avx2", "baseline", "reference")
+
+
+def not_measured():
+    """Instruction sets that are built and that this CPU cannot run."""
+    return [isa for isa in BUILT if isa not in ck.isas()]
+
+
+def pytest_report_header():
+    """Print what is needed to replay the run, and what it cannot say."""
+    return [f"ckernels: CK_TEST_SEED={SEED}, instruction sets {' '.join(ck.isas())}",
+            f"ckernels: not measured on this CPU: {' '.join([*not_measured(), 'amx', 'cuda'])}"]
+
+
+@pytest.fixture(params=ck.isas())
+def isa(request):
+    """Run the test once per instruction set of this CPU."""
+    with ck.use(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def rng(request):
+    """Give the same numbers for the same test and seed, whatever else runs."""
+    return np.random.default_rng([SEED, *request.node.nodeid.encode()])
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Put the number of threads back after the test."""
+    before = ck.get_num_threads()
+    yield
+    ck.set_num_threads(before)
