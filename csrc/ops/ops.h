@@ -2,6 +2,7 @@
 #define CK_OPS_H
 /* Every op's declaration, in the order of ops.def, and the table of kernels that its ISA and dtype fill. */
 #include "ops/add.h"
+#include "ops/kv_cache.h"
 #include "ops/rms_norm.h"
 #include "ops/sum_rows.h"
 
