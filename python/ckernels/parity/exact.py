@@ -1,17 +1,17 @@
-"""The exact side of a layer or a whole model: a decoder-only Llama in functional PyTorch, in the dtype the caller asks for.
+"""The exact side of a layer or a whole model: a decoder-only Llama in functional PyTorch, in any floating dtype.
 
-In float64 this is the *exact* party of the three-party rule. transformers run in float64 cannot be: its RMSNorm, its rope
-tables and its eager softmax compute in float32 whatever the dtype of the module is. Here every operation is done in the
-dtype asked for, with two exceptions that only ever add precision: angles of rope are computed in float64 before they are
-rounded to that dtype, and ids and positions are integers.
+In float64 this is the *exact* party of the three-party rule. transformers run in float64 cannot be: its RMSNorm, its
+rope tables and its eager softmax compute in float32 whatever the dtype of the module is. Here every operation is done
+in the dtype asked for, with one exception that only adds precision: the angles of rope are computed in float64 before
+cos and sin are rounded to that dtype.
 
 The rope tables are the true ones. The kernels keep cos and sin as float32, rounded once from float64, and transformers
-computes them in float32 from float32 angles. Both roundings count as errors, ours and the peer's alike, which is what a user
-of the model sees.
+computes them in float32 from float32 angles. Both roundings count as errors, ours and the peer's alike, because both
+are part of what a user of the model gets.
 
-Nothing here shares code with the kernels, with ``ckernels.models`` or with transformers. ``docs/stages.md`` has the equation
-and the shape of every stage. Letters: B batch, T tokens, C channels, H heads, G kv heads, D head size, F feed-forward, V
-vocabulary.
+Nothing here shares code with the kernels, with ``ckernels.models`` or with transformers. ``docs/stages.md`` has the
+equation and the shape of every stage. Letters: B batch, T tokens, C channels, H heads, G kv heads, D head size, F
+feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -77,11 +77,16 @@ class Shape:
         if get("hidden_act", "silu") not in ("silu", "swish"):
             raise ValueError(f"exact model: 'hidden_act' is {get('hidden_act')!r}; only 'silu' is known")
         heads = int(need("num_attention_heads"))
+        kv_heads = int(get("num_key_value_heads") or heads)
+        if heads % kv_heads:
+            raise ValueError(
+                f"exact model: 'num_attention_heads' {heads} is not a multiple of 'num_key_value_heads' {kv_heads}"
+            )
         return cls(
             layers=int(need("num_hidden_layers")),
             hidden=int(need("hidden_size")),
             heads=heads,
-            kv_heads=int(get("num_key_value_heads") or heads),
+            kv_heads=kv_heads,
             head_dim=int(get("head_dim") or need("hidden_size") // heads),
             eps=float(need("rms_norm_eps")),
             base=_rope_base(get),
@@ -202,7 +207,8 @@ def _tables(shape, batch, length, positions, dtype):
     positions = np.arange(length) if positions is None else np.asarray(positions)
     if positions.shape not in ((length,), (batch, length)):
         raise ValueError(
-            f"exact model: 'positions' of shape {positions.shape} does not fit [T] or [B, T], where B={batch}, T={length}"
+            f"exact model: 'positions' of shape {positions.shape} does not fit [T] or [B, T], "
+            f"where B={batch}, T={length}"
         )
     angles = rope_angles(positions, shape.head_dim, shape.base)
     angles = angles[None, None] if angles.ndim == 2 else angles[:, None]
@@ -400,6 +406,12 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
 
     shape, dtype = Shape.of(config), as_dtype(dtype)
     ids = torch.as_tensor(np.atleast_2d(np.asarray(ids))).long()
+    if targets is not None:
+        targets = torch.as_tensor(np.atleast_2d(np.asarray(targets))).long()
+        if targets.shape != ids.shape:
+            raise ValueError(
+                f"exact model: 'targets' of shape {tuple(targets.shape)} does not fit 'ids' of shape {tuple(ids.shape)}"
+            )
     tape, run = _Tape(), Run()
     with torch.set_grad_enabled(targets is not None):
         held = _Params(params, dtype, keep=targets is not None)
@@ -414,8 +426,7 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
         head = held["lm_head.weight"] if "lm_head.weight" in held else table
         logits = tape.put("logits", x @ head.mT)
         if targets is not None:
-            wanted = torch.as_tensor(np.atleast_2d(np.asarray(targets))).long()
-            loss = tape.put("loss", cross_entropy(logits, wanted, reduction=reduction))
+            loss = tape.put("loss", cross_entropy(logits, targets, reduction=reduction))
     run.stages = tape.arrays()
     if targets is not None:
         stage_grads, run.grads, _ = _gradients(loss, None, tape, held)
