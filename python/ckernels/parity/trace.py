@@ -135,14 +135,12 @@ def _plain_config(config):
     else:
         raise TypeError(f"Trace: 'config' of type {type(config).__name__} is neither a dict nor a configuration")
 
-    def plain(value):
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            return False
-        return True
-
-    return {str(name): value for name, value in fields.items() if plain(value)}
+    kept = {}
+    for name, value in fields.items():
+        # Through JSON and back, so that a trace in memory and the one read from its folder have the same config.
+        with contextlib.suppress(TypeError, ValueError):
+            kept[str(name)] = json.loads(json.dumps(value, allow_nan=False))
+    return kept
 
 
 def _checked_arrays(what, arrays):
