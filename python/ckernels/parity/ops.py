@@ -1,0 +1,229 @@
+"""Level 1: every op, forward and backward, on every instruction set, against float64 and PyTorch in float32."""
+
+import importlib
+import importlib.util
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import levels
+from .compare import Verdict, compare
+from .levels import Case
+from .specs import SPECS, names
+
+#: Documented ceilings, relative to the larger of 1 and max|exact|: they hold besides the rule, and are far looser.
+CEILING = 1e-5
+NMSE_CEILING = 1e-7
+
+# Worse ones last: the verdict of a case is the worst of its probes.
+_ORDER = [
+    Verdict.EXACT,
+    Verdict.WITHIN_BUDGET,
+    Verdict.UNDECIDED,
+    Verdict.VACUOUS,
+    Verdict.REFERENCE_WRONG,
+    Verdict.EXCESS_DRIFT,
+    Verdict.STRUCTURAL,
+    levels.ERROR,
+]
+
+#: Instruction sets and devices that the table names even where they cannot run.
+_ELSEWHERE = {
+    "amx": "no kernels for AMX in this build",
+    "cuda": "no CUDA kernels in this build",
+}
+
+
+@dataclass
+class _Tally:
+    """What the probes of one op, output and instruction set came to."""
+
+    dtype: str = ""
+    verdict: str = Verdict.EXACT
+    margin: float = 0.0
+    worst: object = None  # (report, label) of the worst probe
+    error: float = 0.0
+    peer_error: float = 0.0
+    nmse: float = 0.0
+    own: list = field(default_factory=list)  # (max, mean square) relative to the result's size
+    peer: list = field(default_factory=list)
+    failures: list = field(default_factory=list)
+    probes: int = 0
+    seconds: float = 0.0
+
+    def add(self, report, label):
+        self.probes += 1
+        self.dtype = report.dtype
+        verdict, reason = report.verdict, report.reason + (f"; {report.where}" if report.where else "")
+        if report.ok:
+            relative = report.max_abs / max(1.0, report.exact_max)
+            if relative > CEILING or report.nmse > NMSE_CEILING:
+                verdict = Verdict.EXCESS_DRIFT
+                reason = f"beyond the documented ceiling: error {relative:.2g}, nmse {report.nmse:.2g}"
+        if not verdict.ok:
+            self.failures.append(f"{label}: {reason}")
+        worse = _ORDER.index(verdict) > _ORDER.index(self.verdict)
+        if self.worst is None or worse or (verdict == self.verdict and report.margin > self.margin):
+            self.worst = (report, label)
+        if worse:
+            self.verdict = verdict
+        self.margin = max(self.margin, report.margin)
+        if not math.isfinite(report.max_abs):
+            return
+        self.error = max(self.error, report.max_abs)
+        self.nmse = max(self.nmse, report.nmse)
+        if report.peer_max is not None and report.exact_max:
+            self.peer_error = max(self.peer_error, report.peer_max)
+            self.own.append((report.max_abs / report.exact_max, (report.rms / report.exact_rms) ** 2))
+            self.peer.append((report.peer_max / report.exact_max, (report.peer_rms / report.exact_rms) ** 2))
+
+    def fail(self, exception, label):
+        self.verdict = levels.ERROR
+        self.failures.append(f"{label}: {type(exception).__name__}: {exception}")
+
+    def ratio(self):
+        """Our error over the peer's, over all probes together, relative to each result's size: max or RMS, the larger."""
+        if not self.peer:
+            return None
+        ours = max(m for m, _ in self.own), math.sqrt(sum(s for _, s in self.own))
+        theirs = max(m for m, _ in self.peer), math.sqrt(sum(s for _, s in self.peer))
+        return max(0.0 if a == 0 else a / b if b else math.inf for a, b in zip(ours, theirs, strict=True))
+
+    def case(self, spec, output, isa):
+        report, label = self.worst or (None, "")
+        note = "; ".join(self.failures[:3]) + (f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else "")
+        measured = report is not None
+        return Case(
+            "ops",
+            spec.name,
+            f"{spec.what} {output}".strip() if output not in spec.what.split() else spec.what,
+            self.dtype,
+            isa,
+            self.verdict,
+            self.margin if measured else None,
+            self.error if measured else None,
+            self.peer_error if self.peer else None,
+            self.ratio(),
+            self.nmse if measured else None,
+            note,
+            self.seconds,
+            {"probes": self.probes, "worst_probe": label},
+            report,
+        )
+
+
+def _lookup(package, dotted):
+    for part in dotted.split("."):
+        try:
+            package = getattr(package, part)
+        except (AttributeError, ImportError):
+            return None
+    return package
+
+
+def _isas_to_run(ck, options):
+    offered = ck.isas()
+    if options.isa and options.isa not in offered and options.isa not in _reasons(ck):
+        raise ValueError(f"'{options.isa}' is no instruction set; this build offers {', '.join(offered)}")
+    return [isa for isa in offered if options.isa in (None, isa)]
+
+
+def _reasons(ck):
+    """Return {instruction set or device: why it is not measured here}."""
+    reasons = dict(_ELSEWHERE)
+    info = getattr(ck, "build_info", None)
+    lacking = (info() if info else _build_info()).get("lacking", {})
+    reasons.update({isa: f"this CPU lacks {what}" for isa, what in lacking.items() if what})
+    return {isa: why for isa, why in reasons.items() if isa not in ck.isas()}
+
+
+def _build_info():
+    try:
+        return importlib.import_module("ckernels._ck").build_info()
+    except (ImportError, AttributeError):
+        return {}
+
+
+def _measure(ck, spec, probe, isas, seed, tallies, errors):
+    """Run one probe on every instruction set; the references are computed once."""
+    inputs = spec.inputs(probe, seed)
+    exact, peer = spec.exact(inputs), spec.peer(inputs)
+    bound = None if spec.bound is None else spec.bound(inputs)
+    before = {key: value.copy() for key, value in inputs.items() if isinstance(value, np.ndarray)}
+    trivial = {f"input '{key}'": value for key, value in before.items()}
+    for isa in isas:
+        start = time.perf_counter()
+        try:
+            with ck.use(isa):
+                outputs = spec.run(ck, inputs)
+            for key, value in before.items():
+                if not np.array_equal(value, inputs[key], equal_nan=value.dtype.kind == "f"):
+                    raise AssertionError(f"the input '{key}' was modified")
+            reports = {}
+            for name, value in exact.items():
+                what = f"{spec.name} {spec.what} {name} ({probe.label}) on {isa}"
+                if spec.bitwise:
+                    reports[name] = compare(outputs[name], peer[name], bitwise=True, name=what)
+                else:
+                    reports[name] = compare(outputs[name], value, peer[name], bound=bound, trivial=trivial, name=what)
+        except Exception as exception:  # whatever the code under test raises is its failure, and the run goes on
+            errors.setdefault(isa, []).append((exception, probe.label))
+            continue
+        for name, report in reports.items():
+            tally = tallies.setdefault((isa, name), _Tally())
+            tally.add(report, probe.label)
+            tally.seconds += (time.perf_counter() - start) / len(reports)
+
+
+def _cases_of(ck, spec, isas, options):
+    probes = [p for p in spec.probes if p.quick or not options.quick]
+    tallies, errors = {}, {}
+    rounds = 5 if options.stress else 2 if options.full else 1
+    for repeat in range(rounds):
+        for probe in probes:
+            options.tell(f"{spec.name} {spec.what}: {probe.label}")
+            _measure(ck, spec, probe, isas, options.seed + repeat, tallies, errors)
+    for isa in isas:
+        for exception, label in errors.get(isa, []):
+            outputs = [name for i, name in tallies if i == isa] or [""]
+            for name in outputs:
+                tallies.setdefault((isa, name), _Tally()).fail(exception, label)
+        for (i, name), tally in tallies.items():
+            if i == isa:
+                yield tally.case(spec, name, isa)
+
+
+def run(options, ck=None):
+    """Compare every op and yield a case for each pass, output and instruction set.
+
+    Parameters
+    ----------
+    options : Options
+        ``op``, ``isa``, ``dtype``, ``seed``, ``quick`` (fewer probes), ``full`` and ``stress`` (more seeds).
+    ck : module, optional
+        The package under test, by default this one.
+    """
+    if ck is None:
+        ck = importlib.import_module("ckernels")
+    if options.op and options.op not in names():
+        raise ValueError(f"no op is called '{options.op}'; there are {', '.join(names())}")
+    if options.dtype not in (None, "float32"):
+        yield levels.not_measured("ops", options.op or "all ops", f"no kernels for {options.dtype} in this build")
+        return
+    isas = _isas_to_run(ck, options)
+    if importlib.util.find_spec("torch") is None:
+        yield levels.not_measured("ops", options.op or "all ops", "PyTorch is not installed: pip install 'ckernels[parity]'")
+        return
+    for spec in SPECS:
+        if options.op not in (None, spec.name):
+            continue
+        missing = [name for name in spec.needs if _lookup(ck, name) is None]
+        if missing:
+            yield levels.unmeasured("ops", spec.name, f"the package has no {', '.join(missing)}", spec.what, dtype="float32")
+            continue
+        yield from _cases_of(ck, spec, isas, options)
+    for isa, why in _reasons(ck).items():
+        if options.isa in (None, isa):
+            yield levels.not_measured("ops", options.op or "all ops", why, isa=isa)
