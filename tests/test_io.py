@@ -1,4 +1,4 @@
-"""Reading model files: the same arrays as other readers of the same files find, and a sentence where a file is damaged."""
+"""Reading model files: the arrays that other readers find too, and a sentence where a file is damaged."""
 import dataclasses
 import json
 import struct
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import ckernels as ck
-from ckernels.io import GGUFFile, fetch, read_gguf, read_safetensors
+from ckernels.io import GGUFFile, read_gguf, read_safetensors
+from ckernels.io.fetch import fetch
 from ckernels.io.gguf import unpermute_rows
 from ckernels.models.parameters import parameter_shapes, random_parameters
 
@@ -19,7 +20,7 @@ SENTENCES = (ValueError, OSError, EOFError, OverflowError, MemoryError)  # what 
 
 ABSURD = (0, 2**31, 2**40, 2**62, 2**63, 2**64 - 1)
 
-# 4 query heads on 2 key-value heads of 8 channels, 32 and 64 channels: every extent differs, every row fills a block of 32.
+# 4 query heads on 2 key-value heads of 8, channels 32 and 64: extents differ, and every row fills blocks of 32.
 SMALL = ck.models.Config(
     hidden_size=32,
     intermediate_size=64,
@@ -68,7 +69,7 @@ def interleave(weight, heads):
 
 
 def write_gguf(path, config, params, *, kind=gguf.GGMLQuantizationType.F32, metadata=None, tensors=None, arch="llama"):
-    """Write a llama file with the package's writer; ``metadata`` and ``tensors`` add to it or, where None, leave out."""
+    """Write a llama file with the package's writer; ``metadata`` and ``tensors`` add to it, None leaves out."""
     writer = gguf.GGUFWriter(path, arch)
     fields = {
         "block_count": config.num_hidden_layers,
@@ -125,6 +126,11 @@ def assert_same_arrays(got, want):
     for name, array in want.items():
         assert got[name].dtype == np.float32 and got[name].flags.writeable and got[name].flags.c_contiguous
         np.testing.assert_array_equal(got[name], array, err_msg=name, strict=True)
+
+
+def head(layout, *values):
+    """The first bytes of a file: the magic number, then a version and what follows it."""
+    return b"GGUF" + struct.pack("<I" + layout, *values)
 
 
 class TestGGUF:
@@ -224,21 +230,21 @@ class TestGGUF:
             (b"", EOFError, "the file is empty"),
             (b"GG", EOFError, "byte 0: the magic number needs 4 bytes"),
             (b"PK\3\4" + bytes(40), ValueError, "no GGUF file"),
-            (b"GGUF" + struct.pack("<I", 1) + bytes(40), ValueError, "version 1"),
+            (head("", 1) + bytes(40), ValueError, "version 1"),
             (b"GGUF" + struct.pack(">I", 3) + bytes(40), ValueError, "big-endian"),
-            (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0), EOFError, "number of tensors 9223372036854775808"),
-            (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**61) + bytes(64), EOFError, "number of metadata fields"),
-            (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**64 - 1) + bytes(64), EOFError, "length of a metadata key"),
-            (b"GGUF" + struct.pack("<IQQQ2sII", 3, 0, 1, 2, b"ab", 99, 0), ValueError, "unknown type 99"),
-            (b"GGUF" + struct.pack("<IQQQ2sIIQ", 3, 0, 1, 2, b"ab", 9, 4, 2**62), EOFError, "length of 'ab'"),
-            (b"GGUF" + struct.pack("<IQQQ2sIIQ", 3, 0, 1, 2, b"ab", 9, 9, 1), ValueError, "array of the unknown type 9"),
-            (b"GGUF" + struct.pack("<IQQQ2sII", 3, 0, 1, 2, b"\xff\xff", 4, 0), ValueError, "is not UTF-8"),
-            (b"GGUF" + struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"t", 2**31) + bytes(99), ValueError, "2147483648 dimensions"),
-            (b"GGUF" + struct.pack("<IQQQ1sIQQIQ", 3, 1, 0, 1, b"t", 2, 2**40, 2**40, 0, 0), OverflowError, "absurd"),
-            (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 4, 0, 2**63), EOFError, "'t' needs bytes"),
-            (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 4, 0, 3), ValueError, "no multiple of 32"),
-            (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 4, 77, 0), ValueError, "storage type 77"),
-            (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 33, 2, 0), ValueError, "no multiple of 32"),
+            (head("QQ", 3, 2**63, 0), EOFError, "number of tensors 9223372036854775808"),
+            (head("QQ", 3, 0, 2**61) + bytes(64), EOFError, "number of metadata fields"),
+            (head("QQQ", 3, 0, 1, 2**64 - 1) + bytes(64), EOFError, "length of a metadata key"),
+            (head("QQQ2sII", 3, 0, 1, 2, b"ab", 99, 0), ValueError, "unknown type 99"),
+            (head("QQQ2sIIQ", 3, 0, 1, 2, b"ab", 9, 4, 2**62), EOFError, "length of 'ab'"),
+            (head("QQQ2sIIQ", 3, 0, 1, 2, b"ab", 9, 9, 1), ValueError, "array of the unknown type 9"),
+            (head("QQQ2sII", 3, 0, 1, 2, b"\xff\xff", 4, 0), ValueError, "is not UTF-8"),
+            (head("QQQ1sI", 3, 1, 0, 1, b"t", 2**31) + bytes(99), ValueError, "2147483648 dimensions"),
+            (head("QQQ1sIQQIQ", 3, 1, 0, 1, b"t", 2, 2**40, 2**40, 0, 0), OverflowError, "absurd"),
+            (head("QQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 4, 0, 2**63), EOFError, "'t' needs bytes"),
+            (head("QQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 4, 0, 3), ValueError, "no multiple of 32"),
+            (head("QQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 4, 77, 0), ValueError, "storage type 77"),
+            (head("QQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 33, 2, 0), ValueError, "no multiple of 32"),
         ],
     )
     def test_damaged_headers(self, tmp_path, content, kind, text):
