@@ -1,6 +1,6 @@
-"""Reading model files, and fetching a small one."""
+"""Reading model files, and fetching a small one: ``io.fetch.fetch("smollm2-135m")``."""
 
-from .fetch import fetch
+from . import fetch
 from .gguf import GGUFFile, read_gguf
 from .report import TensorReport
 from .safetensors import read_safetensors

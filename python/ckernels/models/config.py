@@ -256,10 +256,16 @@ def _positive(name, value):
 
 def _refuse_unless_neutral(name, value):
     if name in _NEUTRAL:
-        if value not in _NEUTRAL[name]:
+        if value not in _NEUTRAL[name] and not (name == "quantization_config" and _from_gguf(value)):
             raise ValueError(f"Config: {name}={value!r} is not supported")
     elif value is not None:
         raise ValueError(f"Config: field {name}={value!r} is not known, so what it changes is not either; remove it")
+
+
+def _from_gguf(quantization):
+    """Whether transformers left this note after it read a GGUF file: it has dequantised the weights already."""
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+    return getattr(method, "value", method) == "gguf"
 
 
 def _refuse_two_bases(fields):

@@ -1,0 +1,455 @@
+"""A Llama-type model: embedding, decoder layers, final norm, output projection.
+
+Nothing is computed here.  Every number comes out of an op or a layer of the C library; this file says in which order
+they are called, and keeps parameters, caches and gradients by their names.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+import ckernels as ck
+
+from .cache import ModelCache
+from .config import Config
+from .parameters import check_parameters, parameter_shapes, random_parameters
+from .sampling import generate
+
+__all__ = ["Model"]
+
+_EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+class _Passed(NamedTuple):
+    """What a forward pass leaves for the backward pass."""
+
+    embedding: tuple
+    layers: list
+    norm: tuple
+    head: tuple
+    loss: tuple
+
+
+class Model:
+    """A decoder-only language model of the Llama type.
+
+    Parameters
+    ----------
+    config : Config
+        Shape and constants.
+    params : dict, optional
+        Parameter name -> float32 array, with the names of a Hugging Face ``state_dict``.  A model with tied embeddings
+        has no ``lm_head.weight``.  The arrays are used as they are, not copied: an optimizer that updates them in place
+        changes what the next call computes.  Without ``params`` they are drawn at random: matrices normal with standard
+        deviation 0.02, norm weights normal around 1 with standard deviation 0.1.
+    seed : int
+        For drawing them.
+
+    Attributes
+    ----------
+    config : Config
+        As given.
+    params : dict
+        Parameter name -> array.
+
+    Raises
+    ------
+    ValueError
+        A parameter is missing, left over, or of the wrong shape or layout; the text names it.
+    TypeError
+        A parameter is no float32 array, or ``config`` no Config.
+
+    Examples
+    --------
+    >>> model = Model(ck.models.configs.tiny)
+    >>> model(np.array([5, 3, 8])).shape
+    (3, 257)
+    >>> loss, grads = model.loss_and_grads(np.array([[5, 3]]), np.array([[3, 8]]))
+    >>> grads.keys() == model.params.keys()
+    True
+    """
+
+    def __init__(self, config, params=None, seed=0):
+        if not isinstance(config, Config):
+            raise TypeError(f"Model(): 'config' must be a Config, got {type(config).__name__}; see Config.from_hf")
+        self.config = config
+        self.params = random_parameters(config, seed) if params is None else _checked(config, params)
+        self.report = None  # set by load(): where the parameters came from
+        self._layers = [None] * config.num_hidden_layers
+        self._held = [{} for _ in self._layers]  # the arrays that each layer was made with
+        self._names = [[] for _ in self._layers]  # of its parameters, here and inside the layer
+        for name in self.params:
+            if name.startswith("model.layers."):
+                i, _, inner = name.removeprefix("model.layers.").partition(".")
+                self._names[int(i)].append((name, inner))
+
+    def __repr__(self):
+        """Say how large the model is."""
+        count = sum(value.size for value in self.params.values())
+        return f"Model({self.config.num_hidden_layers} layers, {count:,} parameters)"
+
+    def __call__(self, ids, *, last_only=False, cache=None, counts=None):
+        """Compute logits.
+
+        Parameters
+        ----------
+        ids : int32 or int64 [B, T] or [T]
+            Token ids.
+        last_only : bool
+            Only for the last token of each item, which is what generation needs.
+        cache : ModelCache, optional
+            From :meth:`new_cache`.  The tokens continue what it holds, and are added to it.  All at once, in chunks or
+            one by one: the same bits.
+        counts : int [B], optional
+            With ``cache``: item b has ``counts[b]`` real tokens, the first ones; the rest is padding, which leaves no
+            trace in the cache and whose logits mean nothing.  Padding must hold valid ids.
+
+        Returns
+        -------
+        float32 [B, T, V] or [T, V]
+            With ``last_only`` [B, 1, V] or [1, V]; NaN for an item with no real token.
+
+        Raises
+        ------
+        IndexError
+            An id is outside the vocabulary; the cache is as it was.
+        ValueError
+            The cache has no room for the tokens (it is as it was), or shapes do not fit.
+        TypeError
+            ``ids`` are not integers.
+        """
+        ids, single = self._ids("model()", ids)
+        if cache is None:
+            if counts is not None:
+                raise ValueError("model(): 'counts' says what to add to a cache, but no 'cache' is given")
+            x = ck.embedding(ids, self.params[_EMBEDDING])
+            for layer in self.layers():
+                x, _ = layer.forward(x)
+        else:
+            counts = self._room("model()", cache, ids, counts)
+            x = self._continue(ids, cache, counts)
+        if last_only:
+            x = _last_rows(x, counts)
+        logits = ck.linear(ck.rms_norm(x, self.params[_NORM], self.config.rms_norm_eps), self._head())
+        if last_only and counts is not None:
+            logits[counts == 0] = np.nan
+        return logits[0] if single else logits
+
+    def layers(self):
+        """Return the decoder layers, first to last, on the present ``params``.
+
+        Returns
+        -------
+        list of ckernels.nn.DecoderLayer
+        """
+        for i, names in enumerate(self._names):
+            # Values may change in place at any time; a layer is only made anew where an array was replaced by another.
+            if any(self._held[i].get(inner) is not self.params[name] for name, inner in names):
+                self._held[i] = {inner: self.params[name] for name, inner in names}
+                self._layers[i] = ck.nn.DecoderLayer(self.config, self._held[i])
+        return self._layers
+
+    def new_cache(self, capacity, batch=1, quant=None, paged=False):
+        """Return an empty cache for this model.
+
+        Parameters
+        ----------
+        capacity : int
+            Tokens that each item can hold.
+        batch : int
+            Number of items; each may be at another length.
+        quant : None
+            Storage in fewer bits; not supported yet.
+        paged : bool
+            Storage in blocks; not supported yet.
+
+        Returns
+        -------
+        ModelCache
+        """
+        if quant is not None:
+            raise ValueError(f"new_cache(): quant={quant!r} is not supported; supported: None")
+        if paged:
+            raise ValueError(f"new_cache(): paged={paged!r} is not supported; supported: False")
+        return ModelCache(self.config, capacity, batch)
+
+    def loss_and_grads(self, ids, targets, *, reduction="mean", accumulate_into=None):
+        """Compute the cross entropy of the next tokens, and its gradient with respect to every parameter.
+
+        Parameters
+        ----------
+        ids : int32 or int64 [B, T] or [T]
+            Token ids.
+        targets : int32 or int64, same shape
+            The right answer at each position (the caller has shifted them); -100 is not counted.
+        reduction : {"mean", "sum"}
+            Over the counted positions.  Micro-batches: take "sum", and divide by the number of positions counted in all
+            of them.
+        accumulate_into : dict, optional
+            The ``grads`` of an earlier call.  The new gradients are added into these arrays, one rounded addition per
+            element, and the same dict is returned.
+
+        Returns
+        -------
+        loss : float
+            NaN under "mean" when no position is counted; the gradients are zero then.
+        grads : dict
+            Parameter name -> float32 array.  Of a tied embedding: the part of the output projection plus the part of
+            the embedding.
+
+        Raises
+        ------
+        IndexError
+            An id or a target is outside the vocabulary.
+        ValueError
+            Shapes, or the keys of ``accumulate_into``, do not fit.
+        """
+        ids, targets = self._labelled("loss_and_grads()", ids, targets)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"loss_and_grads(): reduction={reduction!r} is not supported; supported: 'mean', 'sum'")
+        if accumulate_into is not None:
+            _check_gradients(self.params, accumulate_into)
+        loss, passed = self._forward(ids, targets, reduction)
+        grads = self._backward(passed)
+        if accumulate_into is None:
+            return float(loss), grads
+        for name, grad in grads.items():
+            ck.add(accumulate_into[name], grad, out=accumulate_into[name])
+        return float(loss), accumulate_into
+
+    def generate(
+        self, ids, max_new_tokens=128, *, temperature=0.0, top_k=None, top_p=None, seed=0, eos_token_id=None
+    ):
+        """Continue a text, token by token.
+
+        Parameters
+        ----------
+        ids : int32 or int64 [T]
+            The text so far, at least one token.
+        max_new_tokens : int
+            How many to generate at most.
+        temperature : float
+            0 takes the likeliest token, the lowest id of equals.  Otherwise logits are divided by it before sampling.
+        top_k : int, optional
+            Sample among the k likeliest.
+        top_p : float, optional
+            Sample among the likeliest that together have at least this probability.
+        seed : int
+            Of the sampling.
+        eos_token_id : int or sequence of int, optional
+            Stop behind such a token.
+
+        Yields
+        ------
+        int
+            One token id at a time.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError
+            Before the first token, for arguments that do not fit.
+
+        Examples
+        --------
+        >>> model = Model(ck.models.configs.tiny)
+        >>> len(list(model.generate([1, 2, 3], max_new_tokens=4)))
+        4
+        """
+        return generate(self, ids, max_new_tokens, temperature, top_k, top_p, seed, eos_token_id)
+
+    def trace(self, ids, targets=None):
+        """Record every stage of every layer and, where targets are given, every gradient.
+
+        Parameters
+        ----------
+        ids : int32 or int64 [B, T] or [T]
+            Token ids.
+        targets : int32 or int64, same shape, optional
+            As for :meth:`loss_and_grads`, with the mean over counted positions.
+
+        Returns
+        -------
+        ckernels.parity.Trace
+            ``embedding``, ``layers.<i>.<stage>``, ``final_norm``, ``logits``; with targets also ``loss``, the gradients
+            of the stages, ``d_<stage>`` in the same place, and of the parameters, ``d_<name>``.  The batch axis is
+            there even for ids [T].  Capturing changes no bit.
+        """
+        from ckernels.parity import Trace
+
+        arrays = {}
+        if targets is None:
+            ids, _ = self._ids("trace()", ids)
+            inputs = {"ids": ids}
+            self._forward(ids, None, "mean", arrays)
+        else:
+            ids, targets = self._labelled("trace()", ids, targets)
+            inputs = {"ids": ids, "targets": targets}
+            _, passed = self._forward(ids, targets, "mean", arrays)
+            grads = self._backward(passed, arrays)
+            arrays |= {f"d_{name}": grad for name, grad in grads.items()}
+        return Trace(self.config, arrays=arrays, inputs=inputs)
+
+    def _forward(self, ids, targets, reduction, arrays=None):
+        """Run forward and keep what backward needs; ``arrays`` collects the stages."""
+        x, embedding = ck.embedding_forward(ids, self.params[_EMBEDDING])
+        _keep(arrays, "embedding", x)
+        layers = []
+        for i, layer in enumerate(self.layers()):
+            stages = None if arrays is None else {}
+            x, passed = layer.forward(x, stages=stages)
+            layers.append((layer, passed))
+            for name in stages or ():
+                _keep(arrays, f"layers.{i}.{name}", stages[name])
+        x, norm = ck.rms_norm_forward(x, self.params[_NORM], self.config.rms_norm_eps)
+        _keep(arrays, "final_norm", x)
+        logits, head = ck.linear_forward(x, self._head())
+        _keep(arrays, "logits", logits)
+        if targets is None:
+            return None, None
+        loss, passed = ck.cross_entropy_forward(logits, targets, reduction=reduction)
+        _keep(arrays, "loss", np.asarray(loss))
+        return loss, _Passed(embedding, layers, norm, head, passed)
+
+    def _backward(self, passed, arrays=None):
+        """Run backward; ``arrays`` collects the gradients of the stages."""
+        grads = dict.fromkeys(self.params)
+        dy = ck.cross_entropy_backward(1.0, passed.loss).logits
+        _keep(arrays, "d_logits", dy)
+        head = ck.linear_backward(dy, passed.head)
+        _keep(arrays, "d_final_norm", head.x)
+        norm = ck.rms_norm_backward(head.x, passed.norm)
+        grads[_NORM], dy = norm.weight, norm.x
+        for i in reversed(range(len(passed.layers))):
+            layer, context = passed.layers.pop()  # its memory is free as soon as it is used
+            stages = None if arrays is None else {}
+            dy, inner = layer.backward(dy, context, stages=stages)
+            grads.update({f"model.layers.{i}.{name}": grad for name, grad in inner.items()})
+            for name in stages or ():
+                _keep(arrays, f"layers.{i}.{name}", stages[name])
+        _keep(arrays, "d_embedding", dy)
+        if self.config.tie_word_embeddings:
+            grads[_EMBEDDING] = head.weight
+            out = ck.embedding_backward(dy, passed.embedding)
+            ck.add(head.weight, out.weight, out=head.weight)
+        else:
+            grads[_HEAD] = head.weight
+            grads[_EMBEDDING] = ck.embedding_backward(dy, passed.embedding).weight
+        return grads
+
+    def _continue(self, ids, cache, counts):
+        """Add the tokens to the cache; if anything goes wrong on the way, they were never there."""
+        x = ck.embedding(ids, self.params[_EMBEDDING])
+        before = cache.lengths
+        try:
+            for layer, held in zip(self.layers(), cache.layers, strict=True):
+                x = layer.decode(x, held) if counts is None else layer.decode(x, held, counts=counts)
+        except BaseException:
+            for held in cache.layers:
+                held.truncate(np.minimum(before, held.lengths))
+            raise
+        return x
+
+    def _head(self):
+        return self.params[_EMBEDDING if self.config.tie_word_embeddings else _HEAD]
+
+    def _ids(self, call, ids, name="ids"):
+        """Return ids [B, T] that are all inside the vocabulary, and whether they came as [T]."""
+        ids = ids if isinstance(ids, np.ndarray) else _from_anything(call, name, ids)
+        if ids.dtype not in (np.int32, np.int64):
+            raise TypeError(f"{call}: '{name}' must be int32 or int64, got {ids.dtype}")
+        if ids.ndim not in (1, 2):
+            raise ValueError(f"{call}: '{name}' of shape {ids.shape} is neither [B, T] nor [T]")
+        single = ids.ndim == 1
+        ids = np.ascontiguousarray(np.atleast_2d(ids))
+        wrong = (ids < 0) | (ids >= self.config.vocab_size)
+        if name == "targets":
+            wrong &= ids != -100
+        if wrong.any():
+            b, t = np.argwhere(wrong)[0]
+            place = t if single else f"{b}, {t}"
+            V = self.config.vocab_size
+            raise IndexError(f"{call}: {name}[{place}] = {ids[b, t]} is outside the vocabulary of {V} tokens")
+        return ids, single
+
+    def _labelled(self, call, ids, targets):
+        ids, _ = self._ids(call, ids)
+        targets, _ = self._ids(call, targets, "targets")
+        if ids.shape != targets.shape:
+            raise ValueError(f"{call}: 'targets' of shape {targets.shape} does not fit 'ids' of shape {ids.shape}")
+        return ids, targets
+
+    def _room(self, call, cache, ids, counts):
+        """Check that the cache can take the tokens; return ``counts`` as an array, or None."""
+        if not isinstance(cache, ModelCache) or len(cache.layers) != self.config.num_hidden_layers:
+            raise TypeError(f"{call}: 'cache' must come from this model's new_cache(), got {cache!r}")
+        B, T = ids.shape
+        if cache.batch != B:
+            raise ValueError(f"{call}: 'ids' of shape {ids.shape} does not fit a cache of {cache.batch} items")
+        if counts is not None:
+            counts = np.asarray(counts)
+            if counts.dtype.kind not in "iu":
+                raise TypeError(f"{call}: 'counts' must be integers, got {counts.dtype}")
+            if counts.shape != (B,):
+                raise ValueError(f"{call}: 'counts' of shape {counts.shape} does not fit [B], where B={B}")
+            if ((counts < 0) | (counts > T)).any():
+                raise ValueError(f"{call}: 'counts' {counts.tolist()} must be between 0 and T={T}")
+        after = cache.lengths + (T if counts is None else counts)
+        if (after > cache.capacity).any():
+            b = int(np.argmax(after))
+            raise ValueError(
+                f"{call}: item {b} would hold {after[b]} tokens, its cache has a capacity of {cache.capacity}"
+            )
+        return counts
+
+
+def _checked(config, params):
+    """Return ``params`` as a dict in the usual order, or say what is wrong with them."""
+    arrays = {}
+    for name, value in params.items():
+        value = value if isinstance(value, np.ndarray) else _from_anything("Model()", name, value)
+        if value.dtype != np.float32:
+            raise TypeError(f"Model(): {name} must be float32, got {value.dtype}")
+        arrays[name] = value
+    check_parameters(config, {name: value.shape for name, value in arrays.items()}, "Model()")
+    for name, value in arrays.items():
+        if not value.flags.c_contiguous:
+            raise ValueError(f"Model(): {name} must be contiguous; np.ascontiguousarray makes it so")
+    return {name: arrays[name] for name, _ in parameter_shapes(config)}
+
+
+def _from_anything(call, name, value):
+    """A list, or an array of another library, as a NumPy array; memory is shared where it can be."""
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    if isinstance(value, (list, tuple)):
+        return np.asarray(value, dtype=None if value else np.int64)
+    raise TypeError(f"{call}: '{name}' must be an array, got {type(value).__name__}")
+
+
+def _check_gradients(params, grads):
+    for name in params:
+        if name not in grads:
+            raise ValueError(f"loss_and_grads(): 'accumulate_into' has no {name}")
+        have, want = grads[name], params[name]
+        if have.shape != want.shape or have.dtype != np.float32:
+            raise ValueError(
+                f"loss_and_grads(): accumulate_into[{name!r}] is {have.dtype} of shape {have.shape}, "
+                f"the parameter is float32 of shape {want.shape}"
+            )
+    if left := [name for name in grads if name not in params]:
+        raise ValueError(f"loss_and_grads(): 'accumulate_into' has {left[0]}, which is no parameter")
+
+
+def _last_rows(x, counts):
+    """Return the row of the last real token of each item, [B, 1, C]."""
+    B, T, _ = x.shape
+    if T == 0:
+        raise ValueError("model(): last_only needs at least one token")
+    if counts is None:
+        return x[:, -1:]
+    return x[np.arange(B), np.maximum(counts, 1) - 1][:, None]
+
+
+def _keep(arrays, name, value):
+    if arrays is not None:
+        arrays[name] = value

@@ -1,0 +1,56 @@
+"""Generating text: one token at a time, the likeliest or a drawn one."""
+
+import math
+
+import numpy as np
+
+__all__ = ["generate"]
+
+
+def generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, eos_token_id):
+    """Check the arguments now and return the iterator; see :meth:`Model.generate`."""
+    ids, single = model._ids("generate()", ids)
+    if not single and len(ids) != 1:
+        raise ValueError(f"generate(): 'ids' of shape {ids.shape} is more than one text")
+    if ids.shape[1] == 0:
+        raise ValueError("generate(): 'ids' must hold at least one token")
+    if isinstance(max_new_tokens, bool) or not hasattr(max_new_tokens, "__index__"):
+        raise TypeError(f"generate(): 'max_new_tokens' must be an integer, got {max_new_tokens!r}")
+    if max_new_tokens < 0:
+        raise ValueError(f"generate(): max_new_tokens={max_new_tokens} must be 0 or more")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"generate(): temperature={temperature} must be finite and 0 or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"generate(): top_k={top_k} must be 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate(): top_p={top_p} must be above 0 and at most 1")
+    stop = () if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
+    rng = np.random.default_rng(seed)
+    return _tokens(model, ids, max_new_tokens, lambda row: _choose(row, temperature, top_k, top_p, rng), stop)
+
+
+def _tokens(model, ids, max_new_tokens, choose, stop):
+    # The last token is yielded and never put back in, so the cache has no room for it.
+    cache = model.new_cache(ids.shape[1] + max(max_new_tokens - 1, 0))
+    for _ in range(max_new_tokens):
+        token = choose(model(ids, last_only=True, cache=cache)[0, 0])
+        yield token
+        if token in stop:
+            return
+        ids = np.array([[token]])
+
+
+def _choose(row, temperature, top_k, top_p, rng):
+    """Return a token for one row of logits."""
+    if temperature == 0:
+        return int(row.argmax())
+    if np.isnan(row).any():
+        raise ValueError("generate(): the logits hold NaN, so no token can be drawn")
+    order = np.argsort(-row, kind="stable")[:top_k]
+    weights = row[order].astype(np.float64) / temperature
+    weights = np.exp(weights - weights[0])
+    total = np.cumsum(weights)
+    if top_p is not None:
+        # The token that crosses top_p still belongs to the set.
+        total = total[: np.searchsorted(total, top_p * total[-1]) + 1]
+    return int(order[np.searchsorted(total, rng.random() * total[-1], side="right")])
