@@ -135,10 +135,10 @@ def as_dtype(dtype):
 
 
 class _Params:
-    """Parameters by name, converted to one dtype when they are first used, and kept only when gradients are wanted."""
+    """Parameters by name, converted to one dtype when they are first used and kept until they are released."""
 
-    def __init__(self, params, dtype, keep):
-        self.source, self.dtype, self.keep, self.used = params, dtype, keep, {}
+    def __init__(self, params, dtype, gradients):
+        self.source, self.dtype, self.gradients, self.used = params, dtype, gradients, {}
 
     def __contains__(self, name):
         return name in self.source
@@ -146,18 +146,20 @@ class _Params:
     def __getitem__(self, name):
         import torch
 
-        if name in self.used:
-            return self.used[name]
-        if name not in self.source:
-            raise ValueError(f"exact model: the parameter '{name}' is missing")
-        value = self.source[name]
-        tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value))
-        tensor = tensor.to(self.dtype)
-        if self.keep:
-            # A copy even where the dtype is right already: the caller's tensor must not become a leaf of this graph.
-            tensor = tensor.clone().requires_grad_()
-            self.used[name] = tensor
-        return tensor
+        if name not in self.used:
+            if name not in self.source:
+                raise ValueError(f"exact model: the parameter '{name}' is missing")
+            value = self.source[name]
+            tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value))
+            tensor = tensor.to(self.dtype)
+            # With gradients a copy even where the dtype is right already: the caller's tensor is no leaf of this graph.
+            self.used[name] = tensor.clone().requires_grad_() if self.gradients else tensor
+        return self.used[name]
+
+    def release(self, prefix):
+        """Forget the converted parameters whose names begin like this."""
+        for name in [name for name in self.used if name.startswith(prefix)]:
+            del self.used[name]
 
 
 def _linear(x, params, name):
@@ -366,7 +368,7 @@ def layer(config, params, x, *, positions=None, dy=None, dtype="float64"):
     start = torch.tensor(np.asarray(x)).to(dtype)
     tape, run = _Tape(), Run()
     with torch.set_grad_enabled(dy is not None):
-        held = _Params(params, dtype, keep=dy is not None)
+        held = _Params(params, dtype, gradients=dy is not None)
         start.requires_grad_(dy is not None)
         tables = _tables(shape, start.shape[0], start.shape[1], positions, dtype)
         output = _layer(shape, held, "", start, tables, tape.put)
@@ -414,7 +416,7 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
             )
     tape, run = _Tape(), Run()
     with torch.set_grad_enabled(targets is not None):
-        held = _Params(params, dtype, keep=targets is not None)
+        held = _Params(params, dtype, gradients=targets is not None)
         table = held["model.embed_tokens.weight"]
         x = tape.put("embedding", table[ids])
         tables = _tables(shape, *ids.shape, None, dtype)
@@ -434,35 +436,40 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
     return run
 
 
-def logits(config, params, ids, *, dtype="float64", progress=None):
-    """The logits alone, layer by layer: one layer's parameters in the wide dtype at a time, no stage kept.
+def logits(config, params, texts, *, dtype="float64", progress=None):
+    """The logits of several texts, layer by layer: one layer's parameters in the wide dtype at a time, no stage kept.
 
     Parameters
     ----------
-    config, params, ids, dtype
+    config, params, dtype
         As in `model`. `params` may be anything with ``in`` and ``[name]``.
+    texts : list of arrays of int
+        Ids, each ``[T]`` with a T of its own.
     progress : callable, optional
         Called with the number of finished layers.
 
     Returns
     -------
-    numpy.ndarray
-        ``[B, T, V]``, or ``[T, V]`` for ids ``[T]``.
+    list of numpy.ndarray
+        ``[T, V]`` for each text.
     """
     import torch
 
     shape, dtype = Shape.of(config), as_dtype(dtype)
-    whole = torch.as_tensor(np.atleast_2d(np.asarray(ids))).long()
+    whole = [torch.as_tensor(np.asarray(ids)).long()[None] for ids in texts]
     with torch.no_grad():
-        held = _Params(params, dtype, keep=False)
+        held = _Params(params, dtype, gradients=False)
         table = held["model.embed_tokens.weight"]
-        x = table[whole]
-        tables = _tables(shape, *whole.shape, None, dtype)
+        rows = [table[ids] for ids in whole]
+        tables = [_tables(shape, *ids.shape, None, dtype) for ids in whole]
         for index in range(shape.layers):
-            x = _layer(shape, held, f"model.layers.{index}.", x, tables, lambda name, tensor: tensor)
+            prefix = f"model.layers.{index}."
+            rows = [
+                _layer(shape, held, prefix, x, turn, lambda name, tensor: tensor)
+                for x, turn in zip(rows, tables, strict=True)
+            ]
+            held.release(prefix)
             if progress is not None:
                 progress(index + 1)
-        x = _rms_norm(x, held["model.norm.weight"], shape.eps)
         head = held["lm_head.weight"] if "lm_head.weight" in held else table
-        result = _numpy(x @ head.mT)
-    return result[0] if np.ndim(ids) == 1 else result
+        return [_numpy(_rms_norm(x, held["model.norm.weight"], shape.eps) @ head.mT)[0] for x in rows]

@@ -222,7 +222,7 @@ def _read_arrays(file, place, part, entries):
 # --- a trace of a Hugging Face module ------------------------------------------------------------------------------
 
 
-class _Recorder:
+class Recorder:
     """Holds the captured tensors and how each is turned into the shape of its stage."""
 
     def __init__(self):
@@ -303,7 +303,7 @@ def _hook_layer(layer, prefix, recorder, config):
 
 
 @contextlib.contextmanager
-def _hooked(module, recorder):
+def hooked(module, recorder):
     """A Llama module with hooks on every stage and the recording attention, left as it was found."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -400,9 +400,9 @@ def trace_torch(hf_module, ids, targets=None):
             raise ValueError(
                 f"trace_torch(): 'targets' of shape {list(targets.shape)} does not fit 'ids' of shape {list(ids.shape)}"
             )
-    recorder = _Recorder()
+    recorder = Recorder()
     gradients = {}
-    with _hooked(hf_module, recorder), torch.set_grad_enabled(targets is not None):
+    with hooked(hf_module, recorder), torch.set_grad_enabled(targets is not None):
         if targets is not None:
             hf_module.requires_grad_(True)
         logits = hf_module(input_ids=ids, use_cache=False).logits
