@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 
 from .compare import Verdict
 
+
+
+class OptionError(ValueError):
+    """An option names what does not exist: an op, a preset, a model. ``ck`` prints the text and exits with 4."""
+
+
 NOT_MEASURED = "NOT_MEASURED"
 UNMEASURED = "UNMEASURED"
 ERROR = "ERROR"

@@ -11,6 +11,7 @@ import numpy as np
 from . import levels
 from .compare import Verdict, compare
 from .levels import Case
+from .machine import build_info
 from .specs import SPECS, names
 
 #: Documented ceilings, relative to the larger of 1 and max|exact|: they hold besides the rule, and are far looser.
@@ -126,24 +127,16 @@ def _lookup(package, dotted):
 def _isas_to_run(ck, options):
     offered = ck.isas()
     if options.isa and options.isa not in offered and options.isa not in _reasons(ck):
-        raise ValueError(f"'{options.isa}' is no instruction set; this build offers {', '.join(offered)}")
+        raise levels.OptionError(f"'{options.isa}' is no instruction set; this build offers {', '.join(offered)}")
     return [isa for isa in offered if options.isa in (None, isa)]
 
 
 def _reasons(ck):
     """Return {instruction set or device: why it is not measured here}."""
     reasons = dict(_ELSEWHERE)
-    info = getattr(ck, "build_info", None)
-    lacking = (info() if info else _build_info()).get("lacking", {})
+    lacking = build_info().get("lacking", {})
     reasons.update({isa: f"this CPU lacks {what}" for isa, what in lacking.items() if what})
     return {isa: why for isa, why in reasons.items() if isa not in ck.isas()}
-
-
-def _build_info():
-    try:
-        return importlib.import_module("ckernels._ck").build_info()
-    except (ImportError, AttributeError):
-        return {}
 
 
 def _measure(ck, spec, probe, isas, seed, tallies, errors):
@@ -208,7 +201,7 @@ def run(options, ck=None):
     if ck is None:
         ck = importlib.import_module("ckernels")
     if options.op and options.op not in names():
-        raise ValueError(f"no op is called '{options.op}'; there are {', '.join(names())}")
+        raise levels.OptionError(f"no op is called '{options.op}'; there are {', '.join(names())}")
     if options.dtype not in (None, "float32"):
         yield levels.not_measured("ops", options.op or "all ops", f"no kernels for {options.dtype} in this build")
         return

@@ -1,0 +1,275 @@
+"""Print the cases of a run: tables for a reader, JSON and JUnit for machines."""
+
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import xml.etree.ElementTree as ElementTree
+
+from . import levels
+from .compare import Verdict
+
+#: Raised by one whenever a field of the JSON form changes its meaning or goes away.
+SCHEMA = 1
+
+_COLUMNS = ("name", "pass", "dtype", "isa", "error", "peer's", "ratio", "nmse", "margin", "verdict")
+_RIGHT = {"error", "peer's", "ratio", "nmse", "margin"}
+_STYLES = {
+    Verdict.EXACT: "green",
+    Verdict.WITHIN_BUDGET: "green",
+    Verdict.EQUIVALENT_AT_OUTPUT: "green",
+    Verdict.UNDECIDED: "yellow",
+    Verdict.VACUOUS: "yellow",
+    levels.NOT_MEASURED: "dim",
+}
+
+
+def _figure(value, digits=2):
+    return "" if value is None else f"{value:.{digits}e}"
+
+
+def _short(value):
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
+
+
+def _row(case):
+    return {
+        "name": case.name,
+        "pass": case.what,
+        "dtype": case.dtype,
+        "isa": case.isa,
+        "error": _figure(case.error),
+        "peer's": _figure(case.peer_error),
+        "ratio": _short(case.ratio),
+        "nmse": _figure(case.nmse, 1),
+        "margin": _short(case.margin),
+        "verdict": str(case.verdict),
+    }
+
+
+@dataclasses.dataclass
+class Summary:
+    """A run in numbers. ``exit_code`` is what ``ck parity`` returns."""
+
+    compared: int
+    passed: int
+    exact: int
+    failed: int
+    undecided: int
+    vacuous: int
+    not_measured: int
+    worst_margin: float | None
+    worst: str
+    median_ratio: float | None
+    seconds: float
+    exit_code: int
+
+    @classmethod
+    def of(cls, cases, seconds):
+        """Count a list of cases."""
+        passed = [c for c in cases if c.verdict in levels.PASSING]
+        margins = [c for c in passed if c.margin is not None]
+        worst = max(margins, key=lambda c: c.margin, default=None)
+        ratios = [c.ratio for c in cases if c.ratio is not None and math.isfinite(c.ratio)]
+        return cls(
+            compared=sum(c.verdict not in (levels.NOT_MEASURED, levels.UNMEASURED) for c in cases),
+            passed=len(passed),
+            exact=sum(c.verdict == Verdict.EXACT for c in cases),
+            failed=sum(c.failed for c in cases),
+            undecided=sum(c.verdict == Verdict.UNDECIDED for c in cases),
+            vacuous=sum(c.verdict == Verdict.VACUOUS for c in cases),
+            not_measured=sum(c.verdict == levels.NOT_MEASURED for c in cases),
+            worst_margin=worst.margin if worst else None,
+            worst=_label(worst) if worst else "",
+            median_ratio=statistics.median(ratios) if ratios else None,
+            seconds=seconds,
+            exit_code=levels.exit_code(cases),
+        )
+
+    def __str__(self):
+        parts = [f"{self.compared} compared", f"{self.passed} within budget ({self.exact} exact)", f"{self.failed} failed"]
+        parts += [f"{count} {what}" for what, count in (("undecided", self.undecided), ("vacuous", self.vacuous)) if count]
+        if self.not_measured:
+            parts.append(f"{self.not_measured} not measured here")
+        text = ", ".join(parts)
+        if self.worst_margin is not None:
+            text += f"; worst margin {self.worst_margin:.2f} ({self.worst})"
+        if self.median_ratio is not None:
+            text += f"; median ratio to PyTorch's error {self.median_ratio:.2f}"
+        word = {0: "ok", 1: "FAILED", 2: "UNDECIDED", 3: "VACUOUS"}[self.exit_code]
+        return f"{word}: {text}; {self.seconds:.0f} s"
+
+
+def _label(case):
+    return " ".join(part for part in (case.name, case.what, case.isa) if part)
+
+
+class TextReport:
+    """Tables: with colours and a progress line on a terminal, plain and aligned in a pipe.
+
+    Parameters
+    ----------
+    stream : text file
+    """
+
+    def __init__(self, stream=None):
+        self.stream = stream or sys.stdout
+        self.console = self._status = None
+        if self.stream.isatty():
+            try:
+                from rich.console import Console
+            except ImportError:
+                pass
+            else:
+                self.console = Console(file=self.stream, highlight=False)
+
+    def _print(self, text="", style=None):
+        if self.console is not None:
+            self.console.print(text, style=style, markup=False, soft_wrap=True)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def begin(self, lines):
+        """Print the machine."""
+        for line in lines:
+            self._print(line, "dim")
+
+    def progress(self, text):
+        """Show what is being worked on, on a terminal."""
+        if self.console is not None:
+            if self._status is None:
+                self._status = self.console.status("")
+                self._status.start()
+            self._status.update(text)
+
+    def stop(self):
+        """Take the progress line away."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def level(self, title, cases, seconds):
+        """Print the table of one level."""
+        self.stop()
+        self._print()
+        self._print(f"{title} ({seconds:.1f} s)", "bold")
+        shown = [c for c in cases if c.verdict != levels.NOT_MEASURED]
+        rows = [_row(c) for c in shown]
+        columns = [c for c in _COLUMNS if c == "verdict" or any(row[c] for row in rows)]
+        if rows:
+            if self.console is not None:
+                self._rich(columns, rows, shown)
+            else:
+                self._plain(columns, rows, shown)
+        for case in cases:
+            if case.verdict == levels.NOT_MEASURED:
+                self._print(f"not measured: {_label(case)}: {case.note}", "dim")
+
+    def _plain(self, columns, rows, cases):
+        widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
+
+        def line(row):
+            cells = (row[c].rjust(widths[c]) if c in _RIGHT else row[c].ljust(widths[c]) for c in columns)
+            return "  ".join(cells).rstrip()
+
+        self._print(line({c: c for c in columns}))
+        for row, case in zip(rows, cases, strict=True):
+            self._print(line(row))
+            if case.note:
+                self._print(f"    {case.note}")
+
+    def _rich(self, columns, rows, cases):
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, justify="right" if column in _RIGHT else "left", no_wrap=column != "name")
+        for row, case in zip(rows, cases, strict=True):
+            style = _STYLES.get(case.verdict, "bold red")
+            name = Text(row["name"])
+            if case.note:
+                name.append("\n" + case.note, style="dim" if case.verdict in levels.PASSING else style)
+            cells = [Text(row["verdict"], style=style) if c == "verdict" else Text(row[c]) for c in columns[1:]]
+            table.add_row(name, *cells) if columns[0] == "name" else table.add_row(*cells)
+        self.console.print(table)
+
+    def end(self, summary):
+        """Print the summary line."""
+        self.stop()
+        self._print()
+        self._print(str(summary), {0: "bold green", 1: "bold red"}.get(summary.exit_code, "bold yellow"))
+
+
+def _plain_value(value):
+    """Make a figure fit for JSON: no NaN, no infinity, no NumPy types."""
+    if isinstance(value, dict):
+        return {str(k): _plain_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    elif hasattr(value, "tolist"):
+        return _plain_value(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, str) else value
+
+
+def case_to_dict(case):
+    """Return a case as plain values. Figures that are NaN or infinite become None; the verdict says what they mean."""
+    fields = {f.name: getattr(case, f.name) for f in dataclasses.fields(case) if f.name != "report"}
+    result = _plain_value(fields)
+    if case.report is not None and hasattr(case.report, "to_dict"):
+        result["report"] = _plain_value(case.report.to_dict())
+    return result
+
+
+def to_json(cases, facts, options, summary):
+    """Return a run as JSON, schema 1: ``schema``, ``tool``, ``machine``, ``options``, ``summary``, ``cases``."""
+    asked = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name != "progress"}
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "tool": "ck parity",
+            "machine": _plain_value(facts),
+            "options": _plain_value(asked),
+            "summary": _plain_value(dataclasses.asdict(summary)),
+            "cases": [case_to_dict(c) for c in cases],
+        },
+        indent=1,
+        allow_nan=False,
+    )
+
+
+def to_junit(cases, summary):
+    """Return a run as JUnit XML, one suite a level. Undecided and vacuous cases are failures there, as nothing else fits."""
+    root = ElementTree.Element("testsuites", name="ck parity", time=f"{summary.seconds:.3f}")
+    for level in dict.fromkeys(c.level for c in cases):
+        chosen = [c for c in cases if c.level == level]
+        suite = ElementTree.SubElement(root, "testsuite", name=level, tests=str(len(chosen)))
+        bad = skipped = 0
+        for case in chosen:
+            element = ElementTree.SubElement(
+                suite, "testcase", classname=f"parity.{level}", name=_label(case), time=f"{case.seconds:.6f}"
+            )
+            if case.verdict == levels.NOT_MEASURED:
+                ElementTree.SubElement(element, "skipped", message=case.note)
+                skipped += 1
+            elif case.verdict not in levels.PASSING:
+                failure = ElementTree.SubElement(element, "failure", type=str(case.verdict), message=_xml(case.note))
+                failure.text = _xml(str(case.report) if case.report is not None else case.note)
+                bad += 1
+        suite.set("failures", str(bad))
+        suite.set("skipped", str(skipped))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def _xml(text):
+    """Drop the control characters that XML cannot hold."""
+    return "".join(ch for ch in text if ch in "\t\n" or ord(ch) >= 32)
