@@ -6,6 +6,8 @@ Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` 
 import importlib
 
 from ckernels.ops.add import add
+from ckernels.ops.linear import linear, linear_backward, linear_forward
+from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.runtime import (
     empty,
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "add",
+    "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
 ]

@@ -1,0 +1,129 @@
+#include "kernels/kernel.h"
+#include "simd/math.h"
+#include "simd/panel.h"
+
+/* A block of A: rows m.., K of its columns from k on; row i to a + i*CK_GEMM_STEP. */
+static void
+take_a(float *to, const struct ck_gemm *a, const ck_gemm_block *at, size_t k, size_t K)
+{
+    if (!a->transpose_a) {
+        ck_copy(to, CK_GEMM_STEP, &a->a, at->batch * a->M + at->m, at->rows, k, K);
+        return;
+    }
+    for (size_t i = 0; i < K; i += 16)
+        ck_turn(to + i, CK_GEMM_STEP, &a->a, at->batch * a->K + k + i, K - i, at->m, at->rows);
+}
+
+/* The panel of columns n.. of B, K of its rows from k on. */
+static const float *
+take_b(float *to, const struct ck_gemm *a, size_t batch, size_t n, size_t k, size_t K)
+{
+    const size_t item = a->D == 1 ? 0 : batch;
+    if (a->packed != NULL)
+        return a->packed + (n / CK_PANEL * a->K + k) * CK_PANEL;
+    if (a->transpose_b)
+        ck_turn(to, CK_PANEL, &a->b, item * a->N + n, a->N - n, k, K);
+    else
+        ck_copy(to, CK_PANEL, &a->b, item * a->K + k, K, n, a->N - n < CK_PANEL ? a->N - n : CK_PANEL);
+    return to;
+}
+
+typedef struct {
+    const float *a, *b;
+    size_t panel; /* floats from one panel of b to the next */
+    size_t K;
+    float *sum;
+    size_t stride;
+    bool first;
+} operands;
+
+static inline __attribute__((always_inline)) void
+tile_of(size_t rows, size_t panels, const operands *o, size_t m)
+{
+    ck_tile(rows, panels, o->a + m * CK_GEMM_STEP, CK_GEMM_STEP, o->b, o->panel, o->K, o->sum + m * o->stride, o->stride,
+            o->first);
+}
+
+/* All rows of a block times one or more panels, in tiles of nearly equal height: a short last one would starve. */
+static void
+multiply(const operands *o, size_t rows, size_t panels)
+{
+    size_t tiles = (rows + CK_TILE_ROWS - 1) / CK_TILE_ROWS;
+    for (size_t m = 0, height; m < rows; m += height, tiles--) {
+        height = (rows - m + tiles - 1) / tiles;
+#define CK_HEIGHT(h)                               \
+    case h:                                        \
+        if (panels == CK_TILE_PANELS)              \
+            tile_of(h, CK_TILE_PANELS, o, m);      \
+        else                                       \
+            tile_of(h, 1, o, m);                   \
+        break;
+        switch (height) { CK_TILES(CK_HEIGHT) }
+    }
+}
+
+static inline v16
+activate(v16 z, int64_t activation)
+{
+    if (activation == CK_RELU)
+        return v16_max(v16_zero(), z); /* max keeps a NaN that comes second */
+    if (activation == CK_SILU)
+        return v16_div(z, v16_add(v16_splat(1.0f), v16_exp(v16_sub(v16_zero(), z))));
+    return z;
+}
+
+/* bias, activation, residual; then to c. */
+static void
+finish(const struct ck_gemm *a, const ck_gemm_block *at, const float *sum, size_t stride)
+{
+    for (size_t i = 0; i < at->rows; i++, sum += stride) {
+        const size_t row = at->batch * a->M + at->m + i;
+        const elem *residual = a->residual.data != NULL ? (const elem *)ck_row(&a->residual, row) + at->n : NULL;
+        elem *pre = a->pre.data != NULL ? (elem *)ck_row(&a->pre, row) + at->n : NULL;
+        elem *c = (elem *)ck_row(&a->c, row) + at->n;
+        for (size_t j = 0; j < at->columns; j += 16) {
+            const size_t n = at->columns - j;
+            v16 z = v16_load_f32(sum + j, 16);
+            if (a->bias != NULL)
+                z = v16_add(z, v16_load(a->bias + at->n + j, n));
+            if (pre != NULL)
+                v16_store(pre + j, z, n);
+            z = activate(z, a->activation);
+            if (residual != NULL)
+                z = v16_add(z, v16_load(residual + j, n));
+            v16_store(c + j, z, n);
+        }
+    }
+}
+
+/* One block of c.  Scratch: the block of A, the panels of B in use, the sums. */
+static void
+block(const struct ck_gemm *a, ck_gemm_block at, float *scratch)
+{
+    float *const rows = scratch, *const panels = rows + a->rows * CK_GEMM_STEP;
+    float *const sums = panels + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS;
+    const size_t stride = (at.columns + CK_PANEL - 1) / CK_PANEL * CK_PANEL;
+
+    for (size_t i = 0; a->K == 0 && i < at.rows * stride; i++)
+        sums[i] = 0;
+    for (size_t k = 0; k < a->K; k += CK_GEMM_K) {
+        const size_t K = a->K - k < CK_GEMM_K ? a->K - k : CK_GEMM_K;
+        take_a(rows, a, &at, k, K);
+        for (size_t n = 0; n < at.columns; n += CK_PANEL * CK_TILE_PANELS) {
+            const size_t left = (at.columns - n + CK_PANEL - 1) / CK_PANEL;
+            const size_t wide = left < CK_TILE_PANELS ? 1 : CK_TILE_PANELS;
+            operands o = {.a = rows, .K = K, .sum = sums + n, .stride = stride, .first = k == 0,
+                          .panel = (a->packed != NULL ? a->K : CK_GEMM_K) * CK_PANEL};
+            for (size_t j = wide; j-- > 0;)
+                o.b = take_b(panels + j * o.panel, a, at.batch, at.n + n + j * CK_PANEL, k, K);
+            multiply(&o, at.rows, wide);
+        }
+    }
+    finish(a, &at, sums, stride);
+}
+
+CK_KERNEL(gemm)
+{
+    for (size_t i = task.begin; i < task.end; i++)
+        block(a, ck_gemm_block_at(a, i), task.scratch);
+}

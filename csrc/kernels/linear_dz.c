@@ -1,0 +1,31 @@
+#include "kernels/kernel.h"
+#include "simd/math.h"
+
+static inline v16
+slope(v16 z, int64_t activation)
+{
+    const v16 one = v16_splat(1.0f);
+    if (activation == CK_SILU) {
+        const v16 s = v16_div(one, v16_add(one, v16_exp(v16_sub(v16_zero(), z))));
+        return v16_fma(v16_mul(z, s), v16_sub(one, s), s);
+    }
+    return one;
+}
+
+CK_KERNEL(linear_dz)
+{
+    for (size_t r = task.begin; r < task.end; r++) {
+        const elem *dy = ck_row(&a->dy, r), *pre = a->pre.data != NULL ? ck_row(&a->pre, r) : NULL;
+        elem *dz = ck_row(&a->dz, r);
+        if (a->activation == CK_RELU)
+            for (size_t n = 0; n < a->N; n++)
+                dz[n] = pre[n] <= 0 ? 0 : dy[n];
+        else
+            for (size_t n = 0; n < a->N; n += 16) {
+                v16 g = v16_load(dy + n, a->N - n);
+                if (a->activation != CK_NO_ACTIVATION)
+                    g = v16_mul(g, slope(v16_load(pre + n, a->N - n), a->activation));
+                v16_store(dz + n, g, a->N - n);
+            }
+    }
+}

@@ -1,0 +1,29 @@
+#include "ops/ops.h"
+#include "runtime/run.h"
+
+enum { LEAST_TASKS = 8, LEAST_WORK = 1 << 19 }; /* multiply-adds: some 10 us */
+
+/* Blocks of equal size rather than a small one at the end; narrower ones where tasks would be few. */
+static void
+cut(struct ck_gemm *a)
+{
+    const size_t down = ck_blocks(a->M, CK_GEMM_ROWS);
+    a->rows = ck_blocks(a->M, down);
+    a->columns = CK_GEMM_COLUMNS;
+    while (a->columns > 2 * CK_PANEL && a->B * down * ck_blocks(a->N, a->columns) < LEAST_TASKS
+           && a->rows * a->columns / 2 * a->K >= LEAST_WORK)
+        a->columns /= 2;
+}
+
+CK_RUN(gemm)
+{
+    struct ck_gemm cuts = *a;
+    if (a->B == 0 || a->M == 0 || a->N == 0)
+        return CK_OK;
+    cut(&cuts);
+
+    const size_t tasks = a->B * ck_blocks(a->M, cuts.rows) * ck_blocks(a->N, cuts.columns);
+    const size_t scratch = cuts.rows * CK_GEMM_STEP + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS + cuts.rows * cuts.columns;
+    return ck_run(&(ck_job){.kernel = CK_FAST(gemm), .args = &cuts, .n = tasks, .grain = 1,
+                            .scratch_each = scratch * sizeof(float)});
+}

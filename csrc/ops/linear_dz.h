@@ -1,0 +1,19 @@
+#ifndef CK_LINEAR_DZ_H
+#define CK_LINEAR_DZ_H
+#include "ops/op.h"
+/*
+ * linear_dz -- the gradient before linear's activation
+ *
+ *     dz[r,n] = dy[r,n] * activation'(pre[r,n])
+ *
+ * relu' is 0 at 0 and below; silu'(z) = s + z s (1 - s), s = sigmoid(z).  Without activation: a copy.
+ */
+#define CK_ARGS_linear_dz(_)                       \
+    _(OUT,    elem,    dz,         "R* N")         \
+    _(IN,     elem,    dy,         "R* N")         \
+    _(OPT_IN, elem,    pre,        "R* N")         \
+    _(INT,    int64_t, activation, "")             \
+    _(SIZE,   size_t,  R,          "")             \
+    _(SIZE,   size_t,  N,          "")
+CK_DECLARE(linear_dz)
+#endif

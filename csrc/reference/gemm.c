@@ -1,0 +1,46 @@
+#include "reference/reference.h"
+
+static double
+activate(double z, int64_t activation)
+{
+    return activation == CK_RELU ? (z <= 0 ? 0 : z) : activation == CK_SILU ? z / (1 + exp(-z)) : z;
+}
+
+static double
+left(const struct ck_gemm *a, size_t b, size_t m, size_t k)
+{
+    return a->transpose_a ? get((const elem *)ck_row(&a->a, b * a->K + k) + m)
+                          : get((const elem *)ck_row(&a->a, b * a->M + m) + k);
+}
+
+static double
+right(const struct ck_gemm *a, size_t b, size_t k, size_t n)
+{
+    const size_t item = a->D == 1 ? 0 : b;
+    if (a->packed)
+        return get(&a->packed[(n / CK_PANEL * a->K + k) * CK_PANEL + n % CK_PANEL]);
+    return a->transpose_b ? get((const elem *)ck_row(&a->b, item * a->N + n) + k)
+                          : get((const elem *)ck_row(&a->b, item * a->K + k) + n);
+}
+
+CK_KERNEL(gemm)
+{
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_gemm_block at = ck_gemm_block_at(a, i);
+        for (size_t m = at.m; m < at.m + at.rows; m++)
+            for (size_t n = at.n; n < at.n + at.columns; n++) {
+                const size_t row = at.batch * a->M + m;
+                double z = 0;
+                for (size_t k = 0; k < a->K; k++)
+                    z += left(a, at.batch, m, k) * right(a, at.batch, k, n);
+                if (a->bias)
+                    z += get(&a->bias[n]);
+                if (a->pre.data)
+                    set((elem *)ck_row(&a->pre, row) + n, z);
+                z = activate(z, a->activation);
+                if (a->residual.data)
+                    z += get((const elem *)ck_row(&a->residual, row) + n);
+                set((elem *)ck_row(&a->c, row) + n, z);
+            }
+    }
+}

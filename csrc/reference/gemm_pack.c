@@ -1,0 +1,13 @@
+#include "reference/reference.h"
+
+CK_KERNEL(gemm_pack)
+{
+    for (size_t p = task.begin; p < task.end; p++)
+        for (size_t k = 0; k < a->K; k++)
+            for (size_t l = 0; l < CK_PANEL; l++) {
+                const size_t n = p * CK_PANEL + l;
+                set(&a->packed[(p * a->K + k) * CK_PANEL + l],
+                    n >= a->N ? 0 : a->transpose_b ? get((const elem *)ck_row(&a->b, n) + k)
+                                                   : get((const elem *)ck_row(&a->b, k) + n));
+            }
+}

@@ -1,0 +1,58 @@
+#ifndef CK_TILE_H
+#define CK_TILE_H
+/*
+ * Words for matrix products (linear, attention): sums that stay in registers, and the order of their operands.
+ *
+ *     CK_TILE_ROWS, CK_TILE_PANELS   the largest tile whose sums fit the registers of this instruction set
+ *     v16_transpose(to, step, from, n)   to[j*step + i] = from[i][j], i < 16, j < n <= 16; float rows of 16
+ *     ck_tile(rows, panels, ...)     sums of one block of k, each one chain of v16_fma from zero, k ascending
+ *
+ * A panel is [k][16]: sixteen columns of the right operand.
+ */
+#include "simd/words.h"
+
+#if defined(__AVX512F__)
+#include "simd/tile_avx512.h"
+#elif defined(__AVX2__)
+#include "simd/tile_avx2.h"
+#else
+#include "simd/tile_portable.h"
+#endif
+
+/* For loops over tile constants: written out in full, so that an array of v16 becomes registers. */
+#if defined(__clang__)
+#define CK_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define CK_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/*
+ * sum[i][16j..] = (first ? 0 : what is there) + sum_k a[i*step + k] * b[j*panel + 16k..], i < rows, j < panels: both
+ * constants where it is called.  `sum` has rows `stride` apart.
+ */
+static inline __attribute__((always_inline)) void
+ck_tile(size_t rows, size_t panels, const float *a, size_t step, const float *b, size_t panel, size_t K, float *sum,
+        size_t stride, bool first)
+{
+    v16 s[CK_TILE_ROWS][CK_TILE_PANELS];
+
+    CK_UNROLL for (size_t i = 0; i < rows; i++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++)
+            s[i][j] = v16_zero();
+    for (size_t k = 0; k < K; k++) {
+        v16 bk[CK_TILE_PANELS];
+        CK_UNROLL for (size_t j = 0; j < panels; j++)
+            bk[j] = v16_load_f32(b + j * panel + 16 * k, 16);
+        CK_UNROLL for (size_t i = 0; i < rows; i++) {
+            const v16 ak = v16_splat(a[i * step + k]);
+            CK_UNROLL for (size_t j = 0; j < panels; j++)
+                s[i][j] = v16_fma(ak, bk[j], s[i][j]);
+        }
+    }
+    CK_UNROLL for (size_t i = 0; i < rows; i++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++) {
+            float *at = sum + i * stride + 16 * j;
+            v16_store_f32(at, first ? s[i][j] : v16_add(v16_load_f32(at, 16), s[i][j]), 16);
+        }
+}
+#endif
