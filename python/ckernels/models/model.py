@@ -274,7 +274,7 @@ class Model:
             of the stages, ``d_<stage>`` in the same place, and of the parameters, ``d_<name>``.  The batch axis is
             there even for ids [T].  Capturing changes no bit.
         """
-        from ckernels.parity import Trace
+        from ckernels.parity.trace import Trace
 
         arrays = {}
         if targets is None:
