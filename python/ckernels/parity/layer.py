@@ -39,7 +39,7 @@ def run(options, *, build=None):
     Case
         One for each stage, gradient of a stage, gradient of a parameter and ``dx``.
     """
-    from ckernels.models.presets import configs
+    from ckernels.models import configs
 
     reason = peer.missing()
     if reason:

@@ -26,7 +26,8 @@ def parameters(config, seed=0):
     -------
     dict of str to numpy.ndarray
         Matrices with standard deviation 1.5 / sqrt(columns), so that no activation fades; norm weights between 0.4
-        and 2, every fifth one negative; rows of the embedding of size one, and every seventh of size 1/300.
+        and 2, every fifth one negative; rows of the embedding with elements of size one (1 / sqrt(C) where it is the
+        head too), and every seventh row 1/300 of that.
     """
     from ckernels.models.parameters import parameter_shapes
 
@@ -37,7 +38,7 @@ def parameters(config, seed=0):
             value = rng.uniform(0.4, 2.0, shape)
             value[::5] *= -1
         elif name == "model.embed_tokens.weight":
-            value = rng.standard_normal(shape)
+            value = rng.standard_normal(shape) * (shape[1] ** -0.5 if config.tie_word_embeddings else 1.0)
             value[::7] /= 300  # mean square near eps: a wrong eps cannot hide
         else:
             value = rng.standard_normal(shape) * (1.5 / shape[1] ** 0.5)
