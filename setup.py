@@ -13,10 +13,12 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from importlib import metadata
 from pathlib import Path
 
 from setuptools import Command, Extension, setup
@@ -34,6 +36,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ("csrc/kernels", [*FAST, "-mavx2", "-mfma", "-mf16c", "-mbmi2"])
     ISAS["avx512"] = ("csrc/kernels", [*FAST, "-march=x86-64-v4", "-mprefer-vector-width=512"])
 DTYPES = ["f32"]
+BLAS = "libscipy_openblas.so"
 
 
 def compiler():
@@ -77,6 +80,22 @@ def library_units():
     return units + [(source, ["-O2", "-ffp-contract=off"]) for source in once]
 
 
+def vendor_blas(folder):
+    """Copy OpenBLAS with its licences to ``folder``, or clear it: ``CK_BLAS=none``, or no build of it for this CPU."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.environ.get("CK_BLAS") == "none" or platform.machine() not in ("x86_64", "AMD64"):
+        return
+    import scipy_openblas32
+    folder.mkdir(parents=True)
+    shutil.copy2(Path(scipy_openblas32.get_lib_dir()) / BLAS, folder)
+    files = metadata.distribution("scipy-openblas32").files
+    licences = [file for file in files if "LICENSE" in file.name.upper() and ".dist-info" in str(file)]
+    if not licences:
+        raise RuntimeError("scipy-openblas32 has no licence file to ship with its library")
+    for file in licences:
+        shutil.copy2(file.locate(), folder / f"{BLAS}.{file.name}")
+
+
 class BuildExtension(build_ext):
     """The extension from objects compiled as above."""
 
@@ -90,6 +109,12 @@ class BuildExtension(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([*compiler(), "-shared", *objects, "-o", str(target), "-pthread", "-ldl", "-lm"], check=True)
+        vendor_blas(target.parent / "_libs")
+
+    def copy_extensions_to_source(self):
+        """For ``--inplace`` and editable installs, the library beside the extension too."""
+        super().copy_extensions_to_source()
+        vendor_blas(ROOT / "python/ckernels/_libs")
 
 
 class BuildLibrary(Command):

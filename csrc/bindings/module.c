@@ -1,5 +1,6 @@
 /* _ck: one Python function per line of ops.def, and the choice of kernels, threads and memory. */
 #include "bindings/arrays.h"
+#include "bindings/blas.h"
 #include "bindings/memory.h"
 #include "ops/ops.h"
 #include "runtime/dispatch.h"
@@ -284,6 +285,7 @@ static PyMethodDef methods[] = {
     {"set_cache_limit", set_cache_limit, METH_O, "set_cache_limit($module, bytes, /)\n--\n\nKeep at most this much for reuse."},
     {"fail_allocation", fail_allocation, METH_O, "fail_allocation($module, n, /)\n--\n\nFor tests: the n-th allocation from now fails, once."},
     {"build_info", build_info, METH_NOARGS, "build_info($module, /)\n--\n\nWhat was built, and what this CPU lacks."},
+    CK_BLAS_METHODS
     {NULL, NULL, 0, NULL},
 };
 

@@ -6,19 +6,20 @@
 static void
 take_a(float *to, const struct ck_gemm *a, const ck_gemm_block *at, size_t k, size_t K)
 {
+    const size_t item = a->share_a ? 0 : at->batch;
     if (!a->transpose_a) {
-        ck_copy(to, CK_GEMM_STEP, &a->a, at->batch * a->M + at->m, at->rows, k, K);
+        ck_copy(to, CK_GEMM_STEP, &a->a, item * a->M + at->m, at->rows, k, K);
         return;
     }
     for (size_t i = 0; i < K; i += 16)
-        ck_turn(to + i, CK_GEMM_STEP, &a->a, at->batch * a->K + k + i, K - i, at->m, at->rows);
+        ck_turn(to + i, CK_GEMM_STEP, &a->a, item * a->K + k + i, K - i, at->m, at->rows);
 }
 
 /* The panel of columns n.. of B, K of its rows from k on. */
 static const float *
 take_b(float *to, const struct ck_gemm *a, size_t batch, size_t n, size_t k, size_t K)
 {
-    const size_t item = a->D == 1 ? 0 : batch;
+    const size_t item = a->share_b ? 0 : batch;
     if (a->packed != NULL)
         return a->packed + (n / CK_PANEL * a->K + k) * CK_PANEL;
     if (a->transpose_b)
@@ -124,6 +125,11 @@ block(const struct ck_gemm *a, ck_gemm_block at, float *scratch)
 
 CK_KERNEL(gemm)
 {
-    for (size_t i = task.begin; i < task.end; i++)
-        block(a, ck_gemm_block_at(a, i), task.scratch);
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_gemm_block at = ck_gemm_block_at(a, i);
+        if (task.work != NULL)
+            finish(a, &at, task.work, a->columns);
+        else
+            block(a, at, task.scratch);
+    }
 }

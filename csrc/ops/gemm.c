@@ -1,5 +1,8 @@
 #include "ops/ops.h"
+#include "runtime/blas.h"
 #include "runtime/run.h"
+
+#include <string.h>
 
 enum { LEAST_TASKS = 8, LEAST_WORK = 1 << 19 }; /* multiply-adds: some 10 us */
 
@@ -20,6 +23,8 @@ CK_RUN(gemm)
     struct ck_gemm cuts = *a;
     if (a->B == 0 || a->M == 0 || a->N == 0)
         return CK_OK;
+    if (a->K != 0 && ck_blas_chosen() != NULL && strcmp(k->isa, "reference") != 0)
+        return ck_gemm_blas(k, a);
     cut(&cuts);
 
     const size_t tasks = a->B * ck_blocks(a->M, cuts.rows) * ck_blocks(a->N, cuts.columns);

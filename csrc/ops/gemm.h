@@ -9,12 +9,15 @@
  *     c[b,m,n]   = activation(pre[b,m,n]) + residual[b,m,n]
  *
  * A[b,m,k] is a[b,m,k], or a[b,k,m] with transpose_a; B[b,k,n] is b[b,k,n], or b[b,n,k] with transpose_b.  Rows of a
- * batch are counted on: row m of item b is row b*M + m.  With one b for all items, D is 1, else D = B.  Where `packed`
- * is given (gemm_pack.h), it is read instead of b.
+ * batch are counted on: row m of item b is row b*M + m; with share_a (share_b) all items have the one a (b).  Where
+ * `packed` is given (gemm_pack.h), it is read instead of b.
  *
  * Order of every sum: k in blocks of CK_GEMM_K, anchored at 0; inside a block one chain of fused multiply-adds from
  * zero, k ascending; then the blocks, ascending.  Nothing else enters into the bits of an element: not M, N, its place,
  * the batch, the threads, packing, transposes, nor avx2 or avx512.  baseline multiplies, then adds.
+ *
+ * Where OpenBLAS is chosen (runtime/blas.h), the order of the sums is its own.  The kernel then finds the sums of its
+ * block in task.work, rows `columns` apart, and does what follows them.
  *
  * In place: c may be residual (so a gradient accumulates).  The grid: blocks of `rows` by `columns`, rows fastest, so
  * that neighbours in time share a block of B.
@@ -23,21 +26,25 @@
     _(OVER,    elem,   c,           "B* M N")      \
     _(OPT_OUT, elem,   pre,         "B* M N")      \
     _(IN,      elem,   a,           "B* M K")      \
-    _(OPT_IN,  elem,   b,           "D* K N")      \
+    _(OPT_IN,  elem,   b,           "B* K N")      \
     _(OPT_INV, elem,   packed,      "P K L")       \
     _(OPT_INV, elem,   bias,        "N")           \
     _(OPT_IN,  elem,   residual,    "B* M N")      \
     _(FLAG,    int,    transpose_a, "")            \
     _(FLAG,    int,    transpose_b, "")            \
+    _(FLAG,    int,    share_a,     "")            \
+    _(FLAG,    int,    share_b,     "")            \
     _(INT,     int64_t, activation, "")            \
     _(SIZE,    size_t, B,           "")            \
-    _(SIZE,    size_t, D,           "")            \
     _(SIZE,    size_t, M,           "")            \
     _(SIZE,    size_t, N,           "")            \
     _(SIZE,    size_t, K,           "")            \
     _(SIZE,    size_t, rows,        "")            \
     _(SIZE,    size_t, columns,     "")
 CK_DECLARE(gemm) /* fills in rows and columns itself */
+
+/* The same by OpenBLAS, which must be chosen. */
+ck_status ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a);
 
 typedef enum { CK_NO_ACTIVATION, CK_RELU, CK_SILU, CK_ACTIVATIONS } ck_activation;
 

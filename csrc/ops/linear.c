@@ -37,7 +37,7 @@ CK_RUN(linear_fwd)
     return ck_gemm(k, &(struct ck_gemm){
         .c = a->y, .pre = a->pre, .a = a->x, .b = a->weight, .packed = a->packed, .bias = a->bias,
         .residual = a->residual, .transpose_b = true, .activation = a->activation,
-        .B = 1, .D = 1, .M = a->R, .N = a->N, .K = a->K});
+        .B = 1, .M = a->R, .N = a->N, .K = a->K});
 }
 
 /* dx, dweight and dbias from the gradient before the activation. */
@@ -47,11 +47,11 @@ gradients(const ck_kernels *k, const struct ck_linear_bwd *a, const ck_array *dz
     ck_status status = CK_OK;
     if (a->dx.data != NULL)
         status = ck_gemm(k, &(struct ck_gemm){.c = a->dx, .a = *dz, .b = a->weight,
-                                              .B = 1, .D = 1, .M = a->R, .N = a->K, .K = a->N});
+                                              .B = 1, .M = a->R, .N = a->K, .K = a->N});
     if (status == CK_OK && a->dweight.data != NULL)
         status = ck_gemm(k, &(struct ck_gemm){.c = a->dweight, .a = *dz, .b = a->x, .transpose_a = true,
                                               .residual = a->accumulate ? a->dweight : (ck_array){0},
-                                              .B = 1, .D = 1, .M = a->N, .N = a->K, .K = a->R});
+                                              .B = 1, .M = a->N, .N = a->K, .K = a->R});
     if (status == CK_OK && a->dbias != NULL)
         status = ck_sum_rows(k, &(struct ck_sum_rows){.sum = a->dbias, .x = dz->data, .accumulate = a->accumulate,
                                                       .R = a->R, .C = a->N});

@@ -7,6 +7,7 @@
 #include "ops/kv_cache.h"
 #include "ops/linear.h"
 #include "ops/linear_dz.h"
+#include "ops/matmul.h"
 #include "ops/rms_norm.h"
 #include "ops/sum_rows.h"
 

@@ -9,14 +9,15 @@ activate(double z, int64_t activation)
 static double
 left(const struct ck_gemm *a, size_t b, size_t m, size_t k)
 {
-    return a->transpose_a ? get((const elem *)ck_row(&a->a, b * a->K + k) + m)
-                          : get((const elem *)ck_row(&a->a, b * a->M + m) + k);
+    const size_t item = a->share_a ? 0 : b;
+    return a->transpose_a ? get((const elem *)ck_row(&a->a, item * a->K + k) + m)
+                          : get((const elem *)ck_row(&a->a, item * a->M + m) + k);
 }
 
 static double
 right(const struct ck_gemm *a, size_t b, size_t k, size_t n)
 {
-    const size_t item = a->D == 1 ? 0 : b;
+    const size_t item = a->share_b ? 0 : b;
     if (a->packed)
         return get(&a->packed[(n / CK_PANEL * a->K + k) * CK_PANEL + n % CK_PANEL]);
     return a->transpose_b ? get((const elem *)ck_row(&a->b, item * a->N + n) + k)
