@@ -301,6 +301,12 @@ class TestLogits:
             ck.set_num_threads(threads)
             np.testing.assert_array_equal(model(ids), one)
 
+    def test_layers_share_one_rotary_table(self, rng):
+        model = Model(configs.deep)
+        model(draw(rng, 1, 70))
+        tables = [layer.table(70) for layer in model.layers()]
+        assert all(table[0] is tables[0][0] and table[1] is tables[0][1] for table in tables)
+
     def test_a_changed_parameter_is_seen(self, rng):
         model, ids = lively(configs.gqa), draw(rng, 2, 5)
         before = model(ids)

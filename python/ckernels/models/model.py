@@ -123,8 +123,8 @@ class Model:
             if counts is not None:
                 raise ValueError("model(): 'counts' says what to add to a cache, but no 'cache' is given")
             x = ck.embedding(ids, self.params[_EMBEDDING])
-            for layer in self.layers():
-                x, _ = layer.forward(x)
+            for layer in self.layers(ids.shape[1]):
+                x, _ = layer.forward(x, keep=False)
         else:
             counts = self._room("model()", cache, ids, counts)
             x = self._continue(ids, cache, counts)
@@ -135,8 +135,13 @@ class Model:
             logits[counts == 0] = np.nan
         return logits[0] if single else logits
 
-    def layers(self):
+    def layers(self, length=0):
         """Return the decoder layers, first to last, on the present ``params``.
+
+        Parameters
+        ----------
+        length : int
+            Position that a pass will reach: all layers then read one rotary table of so many rows.
 
         Returns
         -------
@@ -147,6 +152,10 @@ class Model:
             if any(self._held[i].get(inner) is not self.params[name] for name, inner in names):
                 self._held[i] = {inner: self.params[name] for name, inner in names}
                 self._layers[i] = ck.nn.DecoderLayer(self.config, self._held[i])
+        first, *others = self._layers
+        first.table(length)
+        for layer in others:
+            layer.share_table(first)
         return self._layers
 
     def new_cache(self, capacity, batch=1, quant=None, paged=False):
@@ -294,7 +303,7 @@ class Model:
         x, embedding = ck.embedding_forward(ids, self.params[_EMBEDDING])
         _keep(arrays, "embedding", x)
         layers = []
-        for i, layer in enumerate(self.layers()):
+        for i, layer in enumerate(self.layers(ids.shape[1])):
             stages = None if arrays is None else {}
             x, passed = layer.forward(x, stages=stages)
             layers.append((layer, passed))
@@ -340,9 +349,10 @@ class Model:
         """Add the tokens to the cache; if anything goes wrong on the way, they were never there."""
         x = ck.embedding(ids, self.params[_EMBEDDING])
         before = cache.lengths
+        layers = self.layers(int(before.max(initial=0)) + ids.shape[1])
         try:
-            for layer, held in zip(self.layers(), cache.layers, strict=True):
-                x = layer.decode(x, held) if counts is None else layer.decode(x, held, counts=counts)
+            for layer, held in zip(layers, cache.layers, strict=True):
+                x = layer.decode(x, held, counts=counts)
         except BaseException:
             for held in cache.layers:
                 held.truncate(np.minimum(before, held.lengths))
