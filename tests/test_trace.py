@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+
 from ckernels.parity.trace import FORMAT, Trace, trace_torch
 
 pytest.importorskip("safetensors")

@@ -4,5 +4,6 @@ Importing this package needs NumPy alone. The levels that use PyTorch import it 
 """
 
 from .compare import Report, Verdict, assert_parity, compare
+from .trace import Trace, trace_torch
 
-__all__ = ["Report", "Verdict", "assert_parity", "compare"]
+__all__ = ["Report", "Trace", "Verdict", "assert_parity", "compare", "trace_torch"]

@@ -43,10 +43,15 @@ def run(options):
         The weights; then for every text the logits, the KL divergence and the ranking. A model that cannot be had is
         UNMEASURED, which fails.
     """
+    import ckernels as ck
+
     name = Path(options.model).name if options.model else MODEL
     reason = peer.missing("torch", "transformers", "gguf", "accelerate")
     if reason:
         yield not_measured(LEVEL, name, reason)
+        return
+    if options.isa is not None and options.isa not in ck.isas():
+        yield not_measured(LEVEL, name, "this CPU or build does not have it", isa=options.isa)
         return
     options.tell(f"{name}: the file")
     try:

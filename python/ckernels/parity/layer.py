@@ -6,14 +6,13 @@ UNMEASURED and fails; it is never scored. Ceilings of the documentation hold on 
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 import numpy as np
 
 from . import exact, peer, probes
 from .compare import Verdict, compare
-from .levels import case_of, error_case, not_measured, unmeasured
+from .levels import OptionError, case_of, error_case, not_measured, unmeasured
 
 LEVEL = "layer"
 CEILING_FORWARD = 1e-4  # of a layer's output and of everything on the way to it
@@ -39,17 +38,24 @@ def run(options, *, build=None):
     Case
         One for each stage, gradient of a stage, gradient of a parameter and ``dx``.
     """
+    import ckernels as ck
     from ckernels.models import configs
 
     reason = peer.missing()
     if reason:
         yield not_measured(LEVEL, "decoder layer", reason)
         return
+    if options.config is not None and options.config not in configs:
+        raise OptionError(f"no preset {options.config!r}; there are {', '.join(configs)}")
+    if options.isa is not None and options.isa not in ck.isas():
+        yield not_measured(LEVEL, "decoder layer", "this CPU or build does not have it", isa=options.isa)
+        return
     if build is None:
         from ckernels.nn import DecoderLayer as build
     size = "quick" if options.quick else "full" if options.full or options.stress else "default"
     names = [options.config] if options.config else CONFIGS[size]
-    with _instruction_set(options.isa) as isa:
+    with ck.use(options.isa or ck.isa()):
+        isa = ck.isa()
         for name in names:
             options.tell(f"layer {name}")
             try:
@@ -62,15 +68,6 @@ def run(options, *, build=None):
                 yield from _cases("gqa", configs["gqa"], build, options.seed, isa, positions=_positions())
             except Exception as error:
                 yield error_case(LEVEL, "gqa at other positions", error, isa=isa)
-
-
-@contextlib.contextmanager
-def _instruction_set(name):
-    """The instruction set asked for, or the one that is set; yields its name."""
-    import ckernels as ck
-
-    with ck.use(name or ck.isa()):
-        yield ck.isa()
 
 
 def _positions():

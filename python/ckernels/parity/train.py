@@ -17,7 +17,7 @@ import numpy as np
 from . import exact, peer, probes
 from .compare import Verdict, compare
 from .layer import under_ceiling
-from .levels import Case, case_of, error_case, not_measured, unmeasured
+from .levels import Case, OptionError, case_of, error_case, not_measured, unmeasured
 
 LEVEL = "train"
 
@@ -33,8 +33,9 @@ def run(options, *, model=None, sgd=None):
     Parameters
     ----------
     options : Options
-        ``config`` names a preset, ``steps`` (5), ``lr`` (0.05; 0.005 with momentum), ``optimizer`` ("sgd" or "momentum", which is SGD with
-        momentum 0.9). Without a choice, tiny with plain SGD and, unless ``quick``, gqa with momentum.
+        ``config`` names a preset, ``steps`` (5), ``lr`` (0.05; 0.005 with momentum), ``optimizer`` ("sgd" or
+        "momentum", which is SGD with momentum 0.9). Without a choice, tiny with plain SGD and, unless ``quick``, gqa
+        with momentum.
     model, sgd : callable, optional
         What is under test: ``model(config, params)`` and ``sgd(params, lr=..., momentum=...)``; ``ck.models.Model`` and
         ``ck.optim.SGD`` unless given.
@@ -44,13 +45,19 @@ def run(options, *, model=None, sgd=None):
     Case
         Every gradient and weight of step 1, then loss and weights of every step.
     """
+    import ckernels as ck
     from ckernels.models import configs
 
     if options.optimizer not in (None, *OPTIMIZERS):
-        raise ValueError(f"ck parity train: optimizer {options.optimizer!r} is not known; there are {list(OPTIMIZERS)}")
+        raise OptionError(f"no optimizer {options.optimizer!r}; there are {', '.join(OPTIMIZERS)}")
+    if options.config is not None and options.config not in configs:
+        raise OptionError(f"no preset {options.config!r}; there are {', '.join(configs)}")
     steps = 5 if options.steps is None else options.steps
     if steps < 1:
-        raise ValueError(f"ck parity train: steps={steps} must be at least 1")
+        raise OptionError(f"steps={steps} must be at least 1")
+    if options.isa is not None and options.isa not in ck.isas():
+        yield not_measured(LEVEL, "training steps", "this CPU or build does not have it", isa=options.isa)
+        return
     reason = peer.missing()
     if reason:
         yield not_measured(LEVEL, "training steps", reason)
@@ -61,7 +68,8 @@ def run(options, *, model=None, sgd=None):
     for name, optimizer in chosen:
         options.tell(f"train {name}, {optimizer}")
         try:
-            yield from _cases(name, configs[name], optimizer, steps, options, model, sgd)
+            with ck.use(options.isa or ck.isa()):
+                yield from _cases(name, configs[name], optimizer, steps, options, model, sgd)
         except Exception as error:
             yield error_case(LEVEL, f"{name}, {optimizer}", error)
 
