@@ -381,6 +381,13 @@ def _check_bound(bound, shape):
         raise ValueError(f"compare(): 'bound' of shape {array.shape} does not fit 'exact' of shape {shape}") from None
 
 
+def _same_memory(a, b):
+    try:
+        return bool(a.size) and np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:  # odd strides: leave it
+        return False
+
+
 def _trivial_items(trivial):
     if trivial is None:
         return []
@@ -452,6 +459,7 @@ def compare(actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, 
         if peer.shape != exact.shape:
             raise ValueError(f"compare(): 'peer' of shape {peer.shape} does not fit 'exact' of shape {exact.shape}")
     bound = _check_bound(bound, exact.shape)
+    same = [what for what, other in (("exact", exact), ("peer", peer)) if other is not None and _same_memory(actual, other)]
     if bitwise and dtype != exact_dtype:
         raise TypeError(f"compare(): 'actual' of dtype {dtype} and 'exact' of dtype {exact_dtype} have no bits to compare")
     integers = dtype not in _FORMATS
@@ -478,7 +486,9 @@ def compare(actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, 
         if report.verdict in (Verdict.STRUCTURAL, Verdict.EXCESS_DRIFT) and report.compared:
             _locate(report, actual, exact, bound)
     if report.ok:
-        _look_for_nothing(report, sums, fmt, _trivial_items(trivial), bound, allow_constant, exact)
+        _look_for_nothing(report, sums, fmt, _trivial_items(trivial), allow_constant, exact)
+    if same and report.verdict is not Verdict.STRUCTURAL:
+        _settle(report, Verdict.VACUOUS, f"actual and {' and '.join(same)} are the same memory: it was compared with itself")
     return report
 
 
@@ -612,7 +622,7 @@ def _decide_equal(report, sums, differing, how):
         _settle(report, Verdict.EXACT, f"all {report.size} elements are equal {how}")
 
 
-def _look_for_nothing(report, sums, fmt, trivial, bound, allow_constant, exact):
+def _look_for_nothing(report, sums, fmt, trivial, allow_constant, exact):
     """Turn a pass into VACUOUS where an output that computed nothing would pass too."""
     low, high = sums.range_x
     floor = 2 * fmt.eps * report.exact_max
