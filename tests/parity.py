@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-
 from ckernels.parity import assert_parity
 
 
@@ -21,7 +20,7 @@ def _outputs(value):
 def assert_matches_torch(actual, function, *arrays, **options):
     """Compare outputs with ``function(*tensors)``, run in float64 as exact and in float32 as peer.
 
-    ``actual`` is an array, or a tuple of them in the order of the function's results. ``options`` go to ``assert_parity``.
+    ``actual`` is an array, or a tuple of them in the order of the results. ``options`` go to ``assert_parity``.
     """
     with torch.no_grad():
         exact, peer = (_outputs(function(*(as_torch(a, d) for a in arrays))) for d in ("float64", "float32"))

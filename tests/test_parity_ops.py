@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
 from ckernels.parity import Verdict, levels, ops
 from ckernels.parity.specs import SPECS, names
 
@@ -183,7 +182,10 @@ def _changed_options(**changes):
 FAULTS = {
     "interleaved for half-split rope": ("rope", {"before": _with(interleaved=lambda i: not i["interleaved"])}),
     "rope turns the other way": ("rope", {"before": _with(sin=lambda i: -i["sin"])}),
-    "rope turns too wide": ("rope", {"before": _with(cos=lambda i: _widened(i, "cos"), sin=lambda i: _widened(i, "sin"))}),
+    "rope turns too wide": (
+        "rope",
+        {"before": _with(cos=lambda i: _widened(i, "cos"), sin=lambda i: _widened(i, "sin"))},
+    ),
     "eps ten times too large": ("rms_norm", {"before": _with(eps=lambda i: 10 * i.get("eps", 1e-6))}),
     "eps dropped": ("rms_norm", {"before": _with(eps=0.0)}),
     "norm offset forgotten": ("rms_norm", {"before": _with(offset=0.0)}),
@@ -214,12 +216,18 @@ FAULTS = {
     "softmax mask ignored": ("softmax", {"before": _with(mask=None)}),
     "bias forgotten": ("linear", {"before": _with(bias=None), "outputs": "y"}),
     "bias doubled": ("linear", {"before": lambda i: i | {"bias": 2 * i["bias"]} if "bias" in i else i}),
-    "last of K dropped": ("linear", {"before": _with(x=lambda i: np.where(np.arange(i["x"].shape[-1]) % 96 == 95, 0, i["x"]))}),
+    "last of K dropped": (
+        "linear",
+        {"before": _with(x=lambda i: np.where(np.arange(i["x"].shape[-1]) % 96 == 95, 0, i["x"]))},
+    ),
     "dW doubled": ("linear", {"after": lambda d: 2 * d, "outputs": "dweight"}),
     "b not transposed back": ("matmul", {"after": lambda d: d[..., ::-1].copy(), "outputs": "db"}),
     "gate and up swapped": ("swiglu", {"before": lambda i: {"gate": i["up"], "up": i["gate"]} if "up" in i else i}),
     "silu two thousandths off": ("silu", {"after": lambda y: y * np.float32(1.002)}),
-    "ignored targets counted": ("cross_entropy", {"before": _with(ignore_index=-1, target=lambda i: i["target"].clip(0))}),
+    "ignored targets counted": (
+        "cross_entropy",
+        {"before": _with(ignore_index=-1, target=lambda i: i["target"].clip(0))},
+    ),
     "mean for sum": ("cross_entropy", {"before": _with(reduction="mean"), "outputs": "loss"}),
     "table off by two ulp": ("rope_table", {"after": lambda t: t + np.float32(2e-7)}),
     "wrong rope base": ("rope_table", {"before": _with(base=20000.0)}),

@@ -86,7 +86,7 @@ class _Tally:
         self.failures.append(f"{label}: {type(exception).__name__}: {exception}")
 
     def ratio(self):
-        """Our error over the peer's, over all probes together, relative to each result's size: max or RMS, the larger."""
+        """Our error over the peer's, relative to the result's size, of all probes together: max or RMS, the larger."""
         if not self.peer:
             return None
         ours = max(m for m, _ in self.own), math.sqrt(sum(s for _, s in self.own))
@@ -210,7 +210,9 @@ def run(options, ck=None):
         return
     isas = _isas_to_run(ck, options)
     if importlib.util.find_spec("torch") is None:
-        yield levels.not_measured("ops", options.op or "all ops", "PyTorch is not installed: pip install 'ckernels[parity]'")
+        yield levels.not_measured(
+            "ops", options.op or "all ops", "PyTorch is not installed: pip install 'ckernels[parity]'"
+        )
         return
     with _one_thread():
         yield from _measured(ck, isas, options)
@@ -238,6 +240,8 @@ def _measured(ck, isas, options):
             continue
         missing = [name for name in spec.needs if _lookup(ck, name) is None]
         if missing:
-            yield levels.unmeasured("ops", spec.name, f"the package has no {', '.join(missing)}", spec.what, dtype="float32")
+            yield levels.unmeasured(
+                "ops", spec.name, f"the package has no {', '.join(missing)}", spec.what, dtype="float32"
+            )
             continue
         yield from _cases_of(ck, spec, isas, options)
