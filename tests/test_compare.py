@@ -1,8 +1,9 @@
 """The comparison that every other test relies on: the rule, the verdicts, and the ways in which a harness lies."""
 
+import sys
+
 import numpy as np
 import pytest
-
 from ckernels.parity import Verdict, assert_parity, compare
 
 
@@ -45,3 +46,292 @@ def test_rule_for_the_root_mean_square(parties):
     assert report.verdict is Verdict.EXCESS_DRIFT
     assert report.margin_max < 1 < report.margin_rms
     assert report.allowed_rms == pytest.approx(allowed)
+
+
+def test_cancelling_terms_set_the_scale():
+    exact = np.array([1e-3, -2e-3, 5e-4])
+    actual = (exact + 1e-7).astype(np.float32)
+    assert compare(actual, exact, exact.astype(np.float32)).verdict is Verdict.EXCESS_DRIFT
+    assert compare(actual, exact, exact.astype(np.float32), terms=np.array([1.0, -0.9])).ok
+
+
+def test_bound_takes_the_place_of_a_peer(parties):
+    exact, _, actual = parties
+    moved = actual.copy()
+    moved[0, 0, 0] += np.float32(3e-6)
+    assert compare(moved, exact, bound=1e-5).verdict is Verdict.WITHIN_BUDGET
+    assert compare(moved, exact, bound=1e-6).verdict is Verdict.EXCESS_DRIFT
+    each = np.full(exact.shape, 1e-6)
+    report = compare(moved, exact, bound=each)
+    assert report.verdict is Verdict.EXCESS_DRIFT and report.exceeding == 1
+    each[0, 0, 0] = 1e-5
+    assert compare(moved, exact, bound=each).ok
+
+
+def test_bound_and_peer_must_both_hold(parties):
+    exact, _, actual = parties
+    wide = (exact * (1 + 1e-5)).astype(np.float32)
+    moved = (exact * (1 + 1e-5)).astype(np.float32)
+    assert compare(moved, exact, wide).ok
+    assert not compare(moved, exact, wide, bound=1e-6).ok
+
+
+def test_no_peer_and_no_bound_is_undecided(parties):
+    exact, _, actual = parties
+    report = compare(actual * np.float32(1 + 1e-6), exact)
+    assert report.verdict is Verdict.UNDECIDED
+    with pytest.raises(AssertionError, match="UNDECIDED"):
+        assert_parity(actual * np.float32(1 + 1e-6), exact)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "peer shape", "bound shape", "negative bound", "NaN bound", "NaN terms"])
+def test_bad_arguments(parties, wrong):
+    exact, peer, actual = parties
+    calls = {
+        "shape": ((actual[1:], exact), {}, r"\(4, 7, 33\).*\(5, 7, 33\)"),
+        "peer shape": ((actual, exact, peer[..., 1:]), {}, r"'peer' of shape \(5, 7, 32\)"),
+        "bound shape": ((actual, exact), {"bound": np.ones(5)}, "'bound' of shape"),
+        "negative bound": ((actual, exact), {"bound": -1.0}, "'bound' must be 0 or more"),
+        "NaN bound": ((actual, exact), {"bound": float("nan")}, "'bound' must be 0 or more"),
+        "NaN terms": ((actual, exact, peer), {"terms": np.array([np.nan])}, "'terms' holds NaN"),
+    }
+    arguments, options, message = calls[wrong]
+    with pytest.raises(ValueError, match=message):
+        compare(*arguments, **options)
+
+
+def test_kinds_without_a_comparison():
+    with pytest.raises(TypeError, match="'actual' of dtype complex128"):
+        compare(np.ones(3, complex), np.ones(3))
+    with pytest.raises(TypeError, match="no bits to compare"):
+        compare(np.ones(3, np.float32), np.ones(3), bitwise=True)
+
+
+def test_integers_are_compared_exactly():
+    exact = np.arange(12).reshape(3, 4)
+    assert compare(exact.astype(np.int32), exact).verdict is Verdict.EXACT
+    wrong = exact.astype(np.int32)
+    wrong[2, 1] += 1
+    report = compare(wrong, exact)
+    assert not report.ok and report.exceeding == 1 and "axis 0: 2 of 3" in report.where
+    assert compare(np.array([2**60 + 1]), np.array([2**60])).exceeding == 1, "float64 cannot tell these two apart"
+
+
+def test_bits():
+    a = np.array([1.0, -0.0, 3.0], np.float32)
+    b = a.copy()
+    assert compare(a, b, bitwise=True).verdict is Verdict.EXACT
+    b[1] = 0.0
+    assert not compare(a, b, bitwise=True).ok
+    payload = np.array([0x7FC00001, 0x3F800000, 0], np.uint32).view(np.float32)
+    other = np.array([0x7FC00002, 0x3F800000, 0], np.uint32).view(np.float32)
+    assert compare(payload, payload.copy(), bitwise=True).ok
+    assert not compare(payload, other, bitwise=True).ok
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "reversed", "zero stride"])
+def test_any_strides(parties, layout):
+    exact, peer, actual = parties
+    view = {
+        "transposed": lambda a: a.transpose(2, 0, 1),
+        "strided": lambda a: a[::2, :, 1::3],
+        "reversed": lambda a: a[:, ::-1],
+        "zero stride": lambda a: np.broadcast_to(a[0], a.shape),
+    }[layout]
+    plain = compare(view(actual).copy(), view(exact).copy(), view(peer).copy())
+    report = compare(view(actual), view(exact), view(peer))
+    assert report.to_dict() == plain.to_dict()
+
+
+def test_more_than_one_block_gives_the_same_figures(monkeypatch, parties):
+    exact, peer, actual = parties
+    whole = compare(actual * np.float32(1 + 3e-7), exact, peer)
+    # The function hides the module of its name.
+    monkeypatch.setattr(sys.modules["ckernels.parity.compare"], "_BLOCK", 64)
+    pieces = compare(actual * np.float32(1 + 3e-7), exact, peer)
+    assert pieces.max_abs == whole.max_abs and pieces.compared == whole.compared
+    assert pieces.rms == pytest.approx(whole.rms, rel=1e-12)
+    assert [e.index for e in pieces.worst()] == [e.index for e in whole.worst()]
+
+
+def test_figures():
+    exact = np.array([3.0, 4.0, 0.5, -1.0])
+    actual = np.array([3.0, 4.5, 0.5, -1.0], np.float32)
+    report = compare(actual, exact, bound=1.0)
+    assert report.max_abs == 0.5 and report.rms == 0.25
+    assert report.nmse == pytest.approx(0.25 / np.sum(exact**2))
+    assert report.ulp == 0.5 / 2.0**-21
+    assert report.margin == 0.5
+    assert report.cosine == pytest.approx(np.dot(exact, actual) / np.linalg.norm(exact) / np.linalg.norm(actual))
+    assert report.correlation == pytest.approx(np.corrcoef(exact, actual)[0, 1])
+    zero = compare(np.full(3, 1e-16, np.float32), np.array([0.0, 1e-20, 0.0]), bound=1e-10)
+    assert zero.nmse == pytest.approx(1e-32, rel=1e-3), "all but zero: the plain mean square"
+
+
+def test_text_says_what_where_and_by_how_much(parties):
+    exact, peer, actual = parties
+    wrong = actual.copy()
+    wrong[:, :, 30:] = 0
+    text = str(compare(wrong, exact, peer, name="y"))
+    assert text.startswith("STRUCTURAL: y float32 [5, 7, 33]")
+    assert "axis 2: 30..32 of 33" in text
+    assert "worst at [" in text and "times what is allowed" in text and "the peer's" in text
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits(dtype):
+    kind = np.float16 if dtype == "float16" else pytest.importorskip("ml_dtypes").bfloat16
+    exact = np.random.default_rng(2).standard_normal((7, 33))
+    report = compare(exact.astype(kind), exact, exact.astype(kind))
+    assert report.verdict is Verdict.EXACT and report.dtype == dtype and report.ulp <= 0.5 + 1e-6
+    eps = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    assert report.allowed_max == pytest.approx(3 * report.peer_max + 2 * eps * np.abs(exact).max())
+    wrong = exact.astype(kind)
+    wrong[3, 3] = wrong[3, 3] + kind(20 * eps)
+    assert not compare(wrong, exact, exact.astype(kind)).ok
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_tensors(dtype):
+    torch = pytest.importorskip("torch")
+    exact = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    actual = exact.to(getattr(torch, dtype)).requires_grad_()
+    report = compare(actual, exact, actual.detach().clone())
+    assert report.verdict is Verdict.EXACT and report.dtype == dtype
+
+
+def test_infinities():
+    exact = np.array([1.0, np.inf, -np.inf, 2.0, 1e39])
+    actual = np.array([1.0, np.inf, -np.inf, 2.0, np.inf], np.float32)
+    report = compare(actual, exact, actual.copy())
+    assert report.verdict is Verdict.EXACT and report.compared == 2
+    actual[2] = np.inf
+    assert compare(actual, exact, actual.copy()).verdict is Verdict.STRUCTURAL
+
+
+def test_subnormal_results_have_a_floor():
+    exact = np.array([3e-45, 1e-44, -7e-45])
+    actual = exact.astype(np.float32)
+    actual[0] += np.float32(1.4e-45)
+    assert compare(actual, exact, exact.astype(np.float32)).ok
+
+
+# The ways in which a harness lies, each planted.
+
+
+def test_lie_nothing_compared():
+    empty = np.empty((0, 5), np.float32)
+    assert compare(empty, empty.astype(np.float64), empty.copy()).verdict is Verdict.VACUOUS
+    with pytest.raises(AssertionError, match="nothing was compared"):
+        assert_parity(empty, empty.astype(np.float64), empty.copy())
+    assert assert_parity(empty, empty.astype(np.float64), allow_empty=True).compared == 0
+    with pytest.raises(ValueError, match="does not fit"):
+        assert_parity(empty, np.empty((5, 0)), allow_empty=True)
+
+
+def test_lie_the_reference_is_the_result_itself(parties):
+    exact, peer, actual = parties
+    assert compare(exact, exact, peer).verdict is Verdict.VACUOUS
+    assert compare(actual, exact, actual).verdict is Verdict.VACUOUS
+    assert compare(actual, exact, actual[:]).verdict is Verdict.VACUOUS
+
+
+def test_lie_the_reference_is_inaccurate(parties):
+    """A budget of three times a broken peer's error would let anything pass."""
+    exact, peer, actual = parties
+    broken = (exact + 1.0).astype(np.float32)
+    assert compare(actual, exact, broken).verdict is Verdict.REFERENCE_WRONG
+    assert compare((exact - 1).astype(np.float32), exact, broken).verdict is Verdict.STRUCTURAL
+    assert compare((exact * 1.01).astype(np.float32), exact, broken).verdict is Verdict.UNDECIDED
+    slightly = (exact * 1.001).astype(np.float32)
+    assert compare(actual, exact, slightly).verdict is Verdict.REFERENCE_WRONG
+    for verdict in (broken, slightly):
+        with pytest.raises(AssertionError, match="REFERENCE_WRONG"):
+            assert_parity(actual, exact, verdict)
+    holes = peer.copy()
+    holes[1, 2, 3] = np.nan
+    assert compare(actual, exact, holes).verdict is Verdict.REFERENCE_WRONG
+
+
+def test_lie_exact_is_the_outlier(parties):
+    exact, peer, actual = parties
+    assert compare(actual, exact + 1, peer).verdict is Verdict.REFERENCE_WRONG
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_lie_nan_lost_in_a_maximum(parties, value):
+    exact, peer, actual = parties
+    wrong = actual.copy()
+    wrong[4, 6, 32] = value
+    report = compare(wrong, exact, peer)
+    assert report.verdict is Verdict.STRUCTURAL and report.worst(1)[0].index == (4, 6, 32)
+    assert not compare(wrong, exact, wrong.copy()).ok, "not even where the peer does the same"
+
+
+def test_lie_nan_equal_to_nan():
+    nothing = np.full(7, np.nan, np.float32)
+    report = compare(nothing, nothing.astype(np.float64), nothing.copy())
+    assert report.verdict is Verdict.VACUOUS and report.compared == 0
+    some = np.array([1, np.nan, 3], np.float32)
+    report = compare(some, some.astype(np.float64), some.copy())
+    assert report.verdict is Verdict.EXACT and report.compared == 2
+
+
+def test_lie_missing_nan(parties):
+    exact, peer, actual = parties
+    exact, peer = exact.copy(), peer.copy()
+    exact[0, 0, 0] = peer[0, 0, 0] = np.nan
+    assert compare(actual, exact, peer).verdict is Verdict.STRUCTURAL
+
+
+def test_lie_one_wrong_element_in_a_mean():
+    rng = np.random.default_rng(3)
+    exact = rng.standard_normal(1_000_000)
+    peer = (exact * (1 + 1e-7 * rng.standard_normal(exact.size))).astype(np.float32)
+    actual = exact.astype(np.float32)
+    actual[777_777] += np.float32(1e-4)
+    report = compare(actual, exact, peer)
+    assert report.nmse < 1e-13 and report.cosine > 1 - 1e-12, "what a looser check would look at"
+    assert report.verdict is Verdict.EXCESS_DRIFT
+    assert report.worst(1)[0].index == (777_777,) and report.exceeding == 1
+
+
+def test_lie_a_figure_that_is_nan():
+    huge = np.array([1e200, -1e200, 3.0])
+    report = compare(huge * 1.5, huge, huge * (1 + 1e-15))
+    assert not report.ok
+    assert not np.isfinite(report.nmse) and report.to_dict()["nmse"] is None
+
+
+def test_lie_a_trivial_output_would_pass(parties):
+    exact, peer, actual = parties
+    zeros = np.zeros(5, np.float32)
+    assert compare(zeros, zeros.astype(np.float64), zeros.copy()).verdict is Verdict.VACUOUS
+    tiny = np.full(5, 1e-9)
+    assert compare(tiny.astype(np.float32), tiny, np.full(5, 2e-9, np.float32), bound=1e-6).verdict is not Verdict.EXACT
+    assert compare((tiny * 1.5).astype(np.float32), tiny, bound=1e-6).verdict is Verdict.VACUOUS
+    assert compare(actual, exact, peer, trivial={"x": actual.copy()}).verdict is Verdict.VACUOUS
+    assert compare(actual, exact, peer, trivial=[actual + 1]).ok
+    assert compare(actual, exact, peer, trivial=actual[0]).ok, "another shape is no trivial version"
+
+
+def test_lie_a_constant_would_pass():
+    same = np.full(9, 1 / 9)
+    assert compare(same.astype(np.float32), same, same.astype(np.float32)).verdict is Verdict.VACUOUS
+    assert compare(same.astype(np.float32), same, same.astype(np.float32), allow_constant=True).ok
+    assert not compare(np.float32([1, 2, 3]), np.ones(3), np.ones(3, np.float32)).ok, "wrong stays wrong"
+    assert compare(np.float32(2.5), 2.5, np.float32(2.5)).ok, "a scalar is no constant"
+
+
+def test_lie_a_limit_relaxed_to_fit():
+    """The rule's own numbers, stated once more: three times the peer's error and two ulp."""
+    report = compare(np.float32([1, 2, 4]), np.array([1, 2, 4.0]), np.float32([1, 2, 4.5]))
+    assert report.allowed_max is None, "a peer that is off by an eighth sets no budget"
+    report = compare(np.float32([1, 2, 4]), np.array([1, 2, 4.0]), np.float32([1, 2, 4.001]))
+    assert report.allowed_max == 3 * (float(np.float32(4.001)) - 4) + 2 * 2.0**-23 * 4
+
+
+def test_lie_an_oracle_that_changes(parties):
+    exact, peer, actual = parties
+    first, second = (compare(actual, exact, peer).to_dict() for _ in range(2))
+    assert first == second

@@ -1,10 +1,11 @@
 """The console command ``ck``.
 
-Exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer, no bound); 3 vacuous (nothing was compared); 4 usage;
-5 internal error.
+Exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer, no bound); 3 vacuous (nothing was compared);
+4 usage; 5 internal error.
 """
 
 import argparse
+import collections
 import importlib
 import os
 import pathlib
@@ -80,7 +81,9 @@ def _parser():
     )
     for command in commands.choices.values():
         # SUPPRESS: a subparser must not put its default over what stood before the command.
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="print a traceback on errors")
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="print a traceback on errors"
+        )
     fetch.set_defaults(run=_fetch)
     doctor.set_defaults(run=_doctor)
     return parser
@@ -111,7 +114,9 @@ def _add_parity(commands):
     parity.add_argument("--model", metavar="MODEL", help="forward: a file, a folder, or a name that ck fetch knows")
     parity.add_argument("--text", metavar="TEXT", help="forward: the text to run")
     parity.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all random inputs (default 0)")
-    parity.add_argument("--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)")
+    parity.add_argument(
+        "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
+    )
     parity.add_argument("--save", metavar="DIR", help="also write report.json and report.txt into this folder")
 
 
@@ -119,10 +124,11 @@ def _add_compare(commands):
     compare = commands.add_parser(
         "compare",
         help="compare two files of arrays",
-        description="Compare the arrays of A with those of the same name in B. A file is .npy, .npz or .safetensors; a folder "
-        "holds any number of them. B is taken for exact: float64 from an independent computation, where you have one.",
-        epilog="Without --peer, --bound or --bitwise only equal or broken arrays have a verdict; the rest is undecided. "
-        + _CODES,
+        description="Compare the arrays of A with those of the same name in B. A file is .npy, .npz or .safetensors; a "
+        "folder holds any number of them. B is taken for exact: float64 from an independent computation, where you have "
+        "one.",
+        epilog="Without --peer, --bound or --bitwise only equal or broken arrays have a verdict; the rest is "
+        "undecided. " + _CODES,
     )
     compare.set_defaults(run=_compare)
     compare.add_argument("actual", metavar="A", help="the arrays to judge")
@@ -130,7 +136,9 @@ def _add_compare(commands):
     compare.add_argument("--peer", metavar="C", help="another implementation's arrays: their error sets the budget")
     compare.add_argument("--bound", type=_limit, metavar="X", help="largest allowed difference of an element")
     compare.add_argument("--bitwise", action="store_true", help="demand equal bits")
-    compare.add_argument("--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)")
+    compare.add_argument(
+        "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
+    )
 
 
 def _add_generate(commands):
@@ -140,7 +148,9 @@ def _add_generate(commands):
         description="Continue a text with a model and print it as it comes; tokens per second go to standard error.",
     )
     generate.set_defaults(run=_generate)
-    generate.add_argument("model", metavar="MODEL", help="a GGUF file, or a name that ck fetch knows, e.g. smollm2-135m")
+    generate.add_argument(
+        "model", metavar="MODEL", help="a GGUF file, or a name that ck fetch knows, e.g. smollm2-135m"
+    )
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     generate.add_argument("-n", "--max-new-tokens", type=_positive, default=64, metavar="N", help="default 64")
     generate.add_argument("--temperature", type=_limit, default=0.0, metavar="T", help="0, the default: the likeliest")
@@ -224,6 +234,11 @@ def _run_level(name, options, outputs, arguments):
         cases.append(levels.error_case(name, name, error))
     if not cases:
         cases.append(levels.unmeasured(name, name, "the level yielded nothing"))
+    seen = collections.Counter((c.name, c.what, c.dtype, c.isa) for c in cases)
+    for label, count in seen.items():
+        if count > 1:  # two quantities under one name: one of them would be lost in every comparison of runs
+            text = " ".join(filter(None, label))
+            cases.append(levels.error_case(name, label[0], ValueError(f"'{text}' is there {count} times, not once")))
     for output in outputs:
         output.level(title, cases, time.perf_counter() - start)
     return cases
@@ -297,7 +312,12 @@ def _compare(arguments):
         else:
             try:
                 found = compare(
-                    actual[name], exact[name], peer.get(name), bound=arguments.bound, bitwise=arguments.bitwise, name=name
+                    actual[name],
+                    exact[name],
+                    peer.get(name),
+                    bound=arguments.bound,
+                    bitwise=arguments.bitwise,
+                    name=name,
                 )
                 cases.append(levels.case_of("compare", name, "", found))
             except (ValueError, TypeError) as error:

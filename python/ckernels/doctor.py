@@ -55,7 +55,7 @@ def _checks(ck, rng):
     weight = (0.5 + rng.random(577)).astype(np.float32)
     if hasattr(ck, "rms_norm"):
         exact = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight.astype(np.float64)
-        # The mean of squares is a sum of 577 positive terms in at least 16 lanes: 40 roundings at most, halved by the root.
+        # The mean of squares is a sum of 577 positive terms in 16 lanes: 40 roundings at most, halved by the root.
         yield "rms_norm", ck.rms_norm(x, weight, eps=1e-6), exact, 25 * u * np.abs(exact) + 1e-45
     if hasattr(ck, "softmax"):
         e = np.exp(wide - wide.max(-1, keepdims=True))

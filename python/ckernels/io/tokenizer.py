@@ -1,9 +1,9 @@
 """Text to token ids and back, with the vocabulary that a GGUF file carries.
 
-Byte-level BPE as of GPT-2: bytes are written as printable characters, a regular expression cuts the text into words, and
-merges join characters in the order of their rank. The ``tokenizers`` package applies the merges; which expression cuts
-the words is named by ``tokenizer.ggml.pre`` in the file, and one that is not known here is refused, since a wrong one
-gives ids that look right.
+Byte-level BPE as of GPT-2: bytes are written as printable characters, a regular expression cuts the text into words,
+and merges join characters in the order of their rank. The ``tokenizers`` package applies the merges; which expression
+cuts the words is named by ``tokenizer.ggml.pre`` in the file, and one that is not known here is refused, since a wrong
+one gives ids that look right.
 """
 
 import codecs
@@ -68,7 +68,12 @@ class Tokenizer:
             raise ValueError(f"Tokenizer(): {len(tokens) - len(vocabulary)} tokens are there twice")
         pairs = [tuple(merge.split(" ")) for merge in merges]
         for pair in pairs:
-            if len(pair) != 2 or pair[0] not in vocabulary or pair[1] not in vocabulary or "".join(pair) not in vocabulary:
+            if (
+                len(pair) != 2
+                or pair[0] not in vocabulary
+                or pair[1] not in vocabulary
+                or "".join(pair) not in vocabulary
+            ):
                 raise ValueError(f"Tokenizer(): the merge {' '.join(pair)!r} does not join two tokens to a third")
         self.tokens, self.bos, self.eos, self._add_bos = tokens, bos, eos, add_bos
         self._special = {i for i, kind in enumerate(kinds) if kind == _CONTROL}
@@ -79,7 +84,10 @@ class Tokenizer:
         self._engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=pairs))
         self._engine.pre_tokenizer = pre.Sequence([*cuts, pre.ByteLevel(add_prefix_space=False)])
         self._engine.add_tokens(
-            [tokenizers.AddedToken(tokens[i], special=i in self._special, normalized=False) for i in sorted(self._added)]
+            [
+                tokenizers.AddedToken(tokens[i], special=i in self._special, normalized=False)
+                for i in sorted(self._added)
+            ]
         )
 
     @classmethod
@@ -89,6 +97,7 @@ class Tokenizer:
         Parameters
         ----------
         path : str or path-like
+            The file.
 
         Raises
         ------
@@ -162,6 +171,7 @@ class Tokenizer:
         Parameters
         ----------
         ids : iterable of int
+            Token ids.
         skip_special : bool
             Leave control tokens out.
         """

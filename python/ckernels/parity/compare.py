@@ -78,7 +78,9 @@ def _as_array(value, what):
     if name == "bfloat16":  # ml_dtypes; float32 holds every bfloat16
         return array.astype(np.float32), name
     if array.dtype.kind not in "fiub" or name not in _FORMATS and array.dtype.kind == "f":
-        raise TypeError(f"compare(): '{what}' of dtype {name} is neither float64, float32, float16, bfloat16 nor integer")
+        raise TypeError(
+            f"compare(): '{what}' of dtype {name} is neither float64, float32, float16, bfloat16 nor integer"
+        )
     return array, name
 
 
@@ -124,7 +126,8 @@ class Element:
     def __str__(self):
         place = "[" + ", ".join(map(str, self.index)) + "]" if self.index else "the scalar"
         peer = "" if self.peer is None else f", peer {self.peer:.9g}"
-        return f"{place}: actual {self.actual:.9g}, exact {self.exact:.9g}{peer}, error {self.error:.3g} ({self.ulp:.3g} ulp)"
+        error = f"error {self.error:.3g} ({self.ulp:.3g} ulp)"
+        return f"{place}: actual {self.actual:.9g}, exact {self.exact:.9g}{peer}, {error}"
 
 
 @dataclass
@@ -279,7 +282,8 @@ class _Sums:
         else:
             positions = None
         if x.size:
-            self._add_finite(start, positions, y, x, p, bound)
+            with np.errstate(over="ignore"):  # a sum of squares beyond double becomes inf, and inf decides
+                self._add_finite(start, positions, y, x, p, bound)
 
     def _add_finite(self, start, positions, y, x, p, bound):
         error = np.abs(y - x)
@@ -362,7 +366,7 @@ def _scale_of_terms(terms):
         for _, (block,) in _blocks([array]):
             largest = max(largest, float(np.abs(block).max()))
             total += float(np.dot(block, block))
-    if not math.isfinite(largest):
+    if not math.isfinite(total):  # a sum keeps a NaN, Python's max does not
         raise ValueError("compare(): 'terms' holds NaN or inf, so it measures nothing")
     return largest, math.sqrt(total / max(array.size, 1))
 
@@ -381,6 +385,13 @@ def _check_bound(bound, shape):
         raise ValueError(f"compare(): 'bound' of shape {array.shape} does not fit 'exact' of shape {shape}") from None
 
 
+def _same_memory(a, b):
+    try:
+        return bool(a.size) and np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:  # odd strides: leave it
+        return False
+
+
 def _trivial_items(trivial):
     if trivial is None:
         return []
@@ -391,7 +402,9 @@ def _trivial_items(trivial):
     return [("trivial", trivial)]
 
 
-def compare(actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, trivial=None, allow_constant=False, name=""):
+def compare(
+    actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, trivial=None, allow_constant=False, name=""
+):
     """Compare a result with the exact one and say by what margin it holds.
 
     Parameters
@@ -405,12 +418,13 @@ def compare(actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, 
     terms : array or float, optional
         Where a result is a sum whose terms cancel, those terms: the largest of them takes the place of max|exact|.
     bound : float or array, optional
-        The largest allowed |actual - exact|, for all or for each element. It takes the place of a peer. With both, both must hold.
+        The largest allowed |actual - exact|, for all or for each element. It takes the place of a peer. With both,
+        both must hold.
     bitwise : bool, optional
         Compare the bits: same dtype, same zeros, same NaN payloads. For copies, indices and equal-bits promises.
     trivial : array, sequence or dict of arrays, optional
-        Outputs that would mean nothing was computed (the input, the previous result). If one of them passes, the case is VACUOUS.
-        An output of zeros is always tried.
+        Outputs that would mean nothing was computed (the input, the previous result). If one of them passes, the case
+        is VACUOUS. An output of zeros is always tried.
     allow_constant : bool, optional
         Accept that ``exact`` is one number everywhere, where that is the point of the test.
     name : str, optional
@@ -430,8 +444,8 @@ def compare(actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, 
 
     Notes
     -----
-    NaN and inf must stand where ``exact`` has them, inf with its sign. They are not counted as compared: NaN equal to NaN proves
-    nothing. Values of ``exact`` beyond the dtype's range count as infinite.
+    NaN and inf must stand where ``exact`` has them, inf with its sign. They are not counted as compared: NaN equal to
+    NaN proves nothing. Values of ``exact`` beyond the dtype's range count as infinite.
 
     Examples
     --------
@@ -452,8 +466,13 @@ def compare(actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, 
         if peer.shape != exact.shape:
             raise ValueError(f"compare(): 'peer' of shape {peer.shape} does not fit 'exact' of shape {exact.shape}")
     bound = _check_bound(bound, exact.shape)
+    same = [
+        what for what, other in (("exact", exact), ("peer", peer)) if other is not None and _same_memory(actual, other)
+    ]
     if bitwise and dtype != exact_dtype:
-        raise TypeError(f"compare(): 'actual' of dtype {dtype} and 'exact' of dtype {exact_dtype} have no bits to compare")
+        raise TypeError(
+            f"compare(): 'actual' of dtype {dtype} and 'exact' of dtype {exact_dtype} have no bits to compare"
+        )
     integers = dtype not in _FORMATS
     fmt = _FORMATS["float64" if integers else dtype]
 
@@ -478,7 +497,11 @@ def compare(actual, exact, peer=None, *, terms=None, bound=None, bitwise=False, 
         if report.verdict in (Verdict.STRUCTURAL, Verdict.EXCESS_DRIFT) and report.compared:
             _locate(report, actual, exact, bound)
     if report.ok:
-        _look_for_nothing(report, sums, fmt, _trivial_items(trivial), bound, allow_constant, exact)
+        _look_for_nothing(report, sums, fmt, _trivial_items(trivial), allow_constant, exact)
+    if same and report.verdict is not Verdict.STRUCTURAL:
+        _settle(
+            report, Verdict.VACUOUS, f"actual and {' and '.join(same)} are the same memory: it was compared with itself"
+        )
     return report
 
 
@@ -516,7 +539,11 @@ def _misplaced(report, sums):
     if sums.pattern_count:
         report.margin = math.inf
         report.exceeding = sums.pattern_count
-        _settle(report, Verdict.STRUCTURAL, f"{sums.pattern_count} of {report.size} elements have NaN or inf where exact has not, or the reverse")
+        _settle(
+            report,
+            Verdict.STRUCTURAL,
+            f"{sums.pattern_count} of {report.size} elements have NaN or inf where exact has not, or the reverse",
+        )
     return sums.pattern_count > 0
 
 
@@ -554,17 +581,27 @@ def _decide(report, sums, fmt, terms, bound):
     if bound is not None:
         tightest = float(np.max(bound))
         report.allowed_max = tightest if report.allowed_max is None else min(tightest, report.allowed_max)
-        report.margin_max = sums.bound_ratio if math.isnan(report.margin_max) else max(report.margin_max, sums.bound_ratio)
+        report.margin_max = (
+            sums.bound_ratio if math.isnan(report.margin_max) else max(report.margin_max, sums.bound_ratio)
+        )
         report.margin = report.margin_max if math.isnan(report.margin) else max(report.margin, report.margin_max)
     failed = Verdict.STRUCTURAL if own > _BROKEN else Verdict.EXCESS_DRIFT
     if math.isnan(report.margin):
         _decide_without_budget(report, sums, own, peer, fmt)
     elif not report.margin <= 1:
-        which = "largest error" if report.margin_max >= (0 if math.isnan(report.margin_rms) else report.margin_rms) else "rms error"
+        which = (
+            "largest error"
+            if report.margin_max >= (0 if math.isnan(report.margin_rms) else report.margin_rms)
+            else "rms error"
+        )
         _settle(report, failed, f"the {which} is {report.margin:.3g} times what is allowed")
     elif sums.has_peer and (sums.peer_differs or peer > _BROKEN or (peer > math.sqrt(fmt.eps) and own * 100 < peer)):
         odd = f", with {sums.peer_differs} NaN or inf out of place" if sums.peer_differs else ""
-        _settle(report, Verdict.REFERENCE_WRONG, f"the peer is off by {peer:.3g} of the result's size{odd}; actual is within {own:.3g}")
+        _settle(
+            report,
+            Verdict.REFERENCE_WRONG,
+            f"the peer is off by {peer:.3g} of the result's size{odd}; actual is within {own:.3g}",
+        )
     elif sums.rounded_equal:
         _settle(report, Verdict.EXACT, f"every element is the exact value rounded to {report.dtype}")
     else:
@@ -577,11 +614,23 @@ def _decide_without_budget(report, sums, own, peer, fmt):
     """No bound, and no peer or one that is itself broken."""
     if sums.has_peer:
         if own > _BROKEN and sums.between <= _BROKEN * report.max_abs:
-            return _settle(report, Verdict.REFERENCE_WRONG, "actual and peer agree with one another and not with exact: exact is the outlier")
+            return _settle(
+                report,
+                Verdict.REFERENCE_WRONG,
+                "actual and peer agree with one another and not with exact: exact is the outlier",
+            )
         if own <= math.sqrt(fmt.eps):
-            return _settle(report, Verdict.REFERENCE_WRONG, f"the peer is off by {peer:.3g} of the result's size; actual is within {own:.3g}")
+            return _settle(
+                report,
+                Verdict.REFERENCE_WRONG,
+                f"the peer is off by {peer:.3g} of the result's size; actual is within {own:.3g}",
+            )
         if own <= _BROKEN:
-            return _settle(report, Verdict.UNDECIDED, f"the peer is off by {peer:.3g} of the result's size and sets no budget; actual by {own:.3g}")
+            return _settle(
+                report,
+                Verdict.UNDECIDED,
+                f"the peer is off by {peer:.3g} of the result's size and sets no budget; actual by {own:.3g}",
+            )
     if own > _BROKEN:
         report.margin = math.inf
         return _settle(report, Verdict.STRUCTURAL, f"off by {own:.3g} of the result's size")
@@ -603,7 +652,11 @@ def _decide_equal(report, sums, differing, how):
     if count:
         report.exceeding, report.margin = count, math.inf
         wild = not sums.compared or sums.pattern_count or report.max_abs > _BROKEN * report.exact_max
-        _settle(report, Verdict.STRUCTURAL if wild else Verdict.EXCESS_DRIFT, f"{count} of {report.size} elements are not equal {how}")
+        _settle(
+            report,
+            Verdict.STRUCTURAL if wild else Verdict.EXCESS_DRIFT,
+            f"{count} of {report.size} elements are not equal {how}",
+        )
         report.where = _places(np.flatnonzero(differing)[:_LOCATE], report.shape)
         if not report._worst:
             report.notes.append("only signs of zero or NaN payloads differ")
@@ -612,7 +665,7 @@ def _decide_equal(report, sums, differing, how):
         _settle(report, Verdict.EXACT, f"all {report.size} elements are equal {how}")
 
 
-def _look_for_nothing(report, sums, fmt, trivial, bound, allow_constant, exact):
+def _look_for_nothing(report, sums, fmt, trivial, allow_constant, exact):
     """Turn a pass into VACUOUS where an output that computed nothing would pass too."""
     low, high = sums.range_x
     floor = 2 * fmt.eps * report.exact_max
@@ -655,7 +708,9 @@ def _locate(report, actual, exact, bound):
         count += beyond.size
     report.exceeding = count
     if found:
-        report.where = f"{count} of {report.size} elements beyond the allowance; " + _places(np.concatenate(found), report.shape)
+        report.where = f"{count} of {report.size} elements beyond the allowance; " + _places(
+            np.concatenate(found), report.shape
+        )
 
 
 def _ranges(indices):
@@ -683,7 +738,8 @@ def _places(flat, shape):
 def assert_parity(actual, exact, peer=None, *, allow_empty=False, **options):
     """Raise AssertionError with the report's text unless the comparison passes.
 
-    Takes what :func:`compare` takes. UNDECIDED, VACUOUS and REFERENCE_WRONG raise too: none of them shows that the result is right.
+    Takes what :func:`compare` takes. UNDECIDED, VACUOUS and REFERENCE_WRONG raise too: none of them shows that the
+    result is right.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """What every level of ``ck parity`` shares: the options it gets and the cases it yields.
 
-A level is a module with ``run(options)``, which yields one :class:`Case` for each thing it compared, as soon as it is known.
-What cannot be run on this machine (an instruction set, a device, no PyTorch) is a case too, with the verdict NOT_MEASURED and the
-reason: it is listed and does not fail. What should have been there and is not is UNMEASURED, and fails. So does ERROR: the
-case raised an exception.
+A level is a module with ``run(options)``, which yields one :class:`Case` for each thing it compared, as soon as it is
+known. What cannot be run on this machine (an instruction set, a device, no PyTorch) is a case too, with the verdict
+NOT_MEASURED and the reason: it is listed and does not fail. What should have been there and is not is UNMEASURED, and
+fails. So does ERROR: the case raised an exception. No two cases of a level have the same name, pass, dtype and ISA.
 """
 
 import math
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .compare import Verdict
-
 
 
 class OptionError(ValueError):

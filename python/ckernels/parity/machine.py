@@ -37,8 +37,9 @@ def machine():
     Returns
     -------
     dict
-        Plain strings, numbers, lists and None: ``cpu``, ``cpus``, ``threads``, ``isa``, ``isas``, ``compiler``, ``blas``,
-        ``cuda``, ``python``, ``numpy``, ``torch``, ``transformers``, ``ckernels``, ``platform``.
+        Plain strings, numbers, lists and None: ``cpu``, ``cpus``, ``threads``, ``isa``, ``isas``, ``lacking``,
+        ``compiler``, ``blas``, ``cuda``, ``python``, ``numpy``, ``torch``, ``transformers``, ``ckernels``,
+        ``platform``.
     """
     ck = importlib.import_module("ckernels")
     info = build_info()
@@ -64,10 +65,10 @@ def machine():
 
 def header(facts):
     """Write the machine in a few lines."""
-    numpy, torch = facts["numpy"], facts["torch"] or "not installed"
+    numpy, torch, transformers = (facts[name] or "not installed" for name in ("numpy", "torch", "transformers"))
     return [
         f"ckernels {facts['ckernels']} on {facts['cpu']}, {facts['cpus']} CPUs, {facts['threads']} threads",
         f"instruction sets: {', '.join(facts['isas'])} (in use: {facts['isa']}); compiler: {facts['compiler']}; "
         f"BLAS: {facts['blas'] or 'none'}",
-        f"Python {facts['python']}, NumPy {numpy}, PyTorch {torch}, transformers {facts['transformers'] or 'not installed'}",
+        f"Python {facts['python']}, NumPy {numpy}, PyTorch {torch}, transformers {transformers}",
     ]

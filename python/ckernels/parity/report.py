@@ -90,8 +90,14 @@ class Summary:
         )
 
     def __str__(self):
-        parts = [f"{self.compared} compared", f"{self.passed} within budget ({self.exact} exact)", f"{self.failed} failed"]
-        parts += [f"{count} {what}" for what, count in (("undecided", self.undecided), ("vacuous", self.vacuous)) if count]
+        parts = [
+            f"{self.compared} compared",
+            f"{self.passed} within budget ({self.exact} exact)",
+            f"{self.failed} failed",
+        ]
+        parts += [
+            f"{count} {what}" for what, count in (("undecided", self.undecided), ("vacuous", self.vacuous)) if count
+        ]
         if self.not_measured:
             parts.append(f"{self.not_measured} not measured here")
         text = ", ".join(parts)
@@ -247,7 +253,7 @@ def to_json(cases, facts, options, summary):
 
 
 def to_junit(cases, summary):
-    """Return a run as JUnit XML, one suite a level. Undecided and vacuous cases are failures there, as nothing else fits."""
+    """Return a run as JUnit XML, one suite a level. Undecided and vacuous cases are failures: nothing else fits."""
     root = ElementTree.Element("testsuites", name="ck parity", time=f"{summary.seconds:.3f}")
     for level in dict.fromkeys(c.level for c in cases):
         chosen = [c for c in cases if c.level == level]
