@@ -36,10 +36,12 @@ _LAZY = ("io", "kv", "models", "nn", "optim", "parity")
 
 
 def __getattr__(name):
+    if name == "show_config":
+        return importlib.import_module("ckernels.doctor").show_config
     if name in _LAZY:
         return importlib.import_module(f"ckernels.{name}")
     raise AttributeError(f"module 'ckernels' has no attribute '{name}'")
 
 
 def __dir__():
-    return sorted([*__all__, *_LAZY])
+    return sorted([*__all__, *_LAZY, "show_config"])

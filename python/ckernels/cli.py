@@ -125,8 +125,7 @@ def _add_compare(commands):
         "compare",
         help="compare two files of arrays",
         description="Compare the arrays of A with those of the same name in B. A file is .npy, .npz or .safetensors; a "
-        "folder holds any number of them. B is taken for exact: float64 from an independent computation, where you have "
-        "one.",
+        "folder holds any number of them. B is taken for exact: float64 from an independent computation, if you can.",
         epilog="Without --peer, --bound or --bitwise only equal or broken arrays have a verdict; the rest is "
         "undecided. " + _CODES,
     )
