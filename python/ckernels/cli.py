@@ -106,7 +106,9 @@ def _add_parity(commands):
     size.add_argument("--stress", action="store_true", help="longer still")
     parity.add_argument("--op", metavar="NAME", help="ops: this op alone, e.g. rms_norm")
     parity.add_argument("--dtype", metavar="DTYPE", help="float32 (the others are listed as not measured)")
-    parity.add_argument("--isa", metavar="ISA", help="one instruction set: avx512, avx2, baseline, reference")
+    parity.add_argument(
+        "--isa", metavar="ISA", help="one instruction set: avx512, avx2, baseline, reference; or openblas"
+    )
     parity.add_argument("--config", metavar="NAME", help="layer and train: a preset, e.g. tiny or gqa")
     parity.add_argument("--steps", type=_positive, metavar="N", help="train: number of steps (default 5)")
     parity.add_argument("--optimizer", metavar="NAME", help="train: sgd")
@@ -203,7 +205,13 @@ def _parity(arguments):
 def _check_isa(options):
     import ckernels as ck
 
-    known = [*ck.isas(), *importlib.import_module("ckernels._ck").build_info().get("lacking", {}), "amx", "cuda"]
+    known = [
+        *ck.isas(),
+        *importlib.import_module("ckernels._ck").build_info().get("lacking", {}),
+        "amx",
+        "cuda",
+        "openblas",
+    ]
     if options.isa and options.isa not in known:
         raise UsageError(f"no instruction set is called {options.isa!r}; there are {', '.join(dict.fromkeys(known))}")
 

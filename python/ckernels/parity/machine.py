@@ -31,18 +31,27 @@ def build_info():
     return importlib.import_module("ckernels._ck").build_info()
 
 
+def blas():
+    """Return (name of the OpenBLAS in use or None, why there is none or None)."""
+    extension = importlib.import_module("ckernels._ck")
+    if not hasattr(extension, "blas_info"):
+        return None, "this build has none"
+    info = extension.blas_info()
+    return (None, info["lacking"]) if info["lacking"] else (f"{info['config']}, core {info['core']}", None)
+
+
 def machine():
     """Describe this machine and build.
 
     Returns
     -------
     dict
-        Plain strings, numbers, lists and None: ``cpu``, ``cpus``, ``threads``, ``isa``, ``isas``, ``lacking``,
-        ``compiler``, ``blas``, ``cuda``, ``python``, ``numpy``, ``torch``, ``transformers``, ``ckernels``,
-        ``platform``.
+        Plain strings, numbers, lists and None: ``ckernels``, ``cpu``, ``cpus``, ``threads``, ``isa``, ``isas``,
+        ``lacking``, ``compiler``, ``matmul``, ``blas``, ``blas_lacking``, ``cuda``, ``python``, ``numpy``, ``torch``,
+        ``transformers``, ``platform``.
     """
     ck = importlib.import_module("ckernels")
-    info = build_info()
+    info, (blas_name, blas_lacking) = build_info(), blas()
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "ckernels": ck.__version__,
@@ -53,7 +62,9 @@ def machine():
         "isas": list(ck.isas()),
         "lacking": {isa: why for isa, why in info.get("lacking", {}).items() if why},
         "compiler": info.get("compiler"),
-        "blas": info.get("blas"),
+        "matmul": ck.get_matmul_backend() if hasattr(ck, "get_matmul_backend") else None,
+        "blas": blas_name,
+        "blas_lacking": blas_lacking,
         "cuda": info.get("cuda"),
         "python": platform.python_version(),
         "numpy": _version("numpy"),
@@ -69,6 +80,7 @@ def header(facts):
     return [
         f"ckernels {facts['ckernels']} on {facts['cpu']}, {facts['cpus']} CPUs, {facts['threads']} threads",
         f"instruction sets: {', '.join(facts['isas'])} (in use: {facts['isa']}); compiler: {facts['compiler']}; "
-        f"BLAS: {facts['blas'] or 'none'}",
+        f"matmul: {facts['matmul'] or 'none'}",
+        f"BLAS: {facts['blas'] or 'none: ' + facts['blas_lacking']}",
         f"Python {facts['python']}, NumPy {numpy}, PyTorch {torch}, transformers {transformers}",
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from . import levels
 from .compare import Verdict, compare
 from .levels import Case
-from .machine import build_info
+from .machine import blas, build_info
 from .specs import SPECS, names
 
 #: Documented ceilings, relative to the larger of 1 and max|exact|: they hold besides the rule, and are far looser.
@@ -30,6 +30,10 @@ _ORDER = [
     Verdict.STRUCTURAL,
     levels.ERROR,
 ]
+
+#: Ops that can multiply with OpenBLAS instead: a row of its own in the table, on the best instruction set.
+_WITH_BLAS = ("linear", "matmul")
+OPENBLAS = "openblas"
 
 #: Instruction sets and devices that the table names even where they cannot run.
 _ELSEWHERE = {
@@ -127,9 +131,34 @@ def _lookup(package, dotted):
 
 def _isas_to_run(ck, options):
     offered = ck.isas()
-    if options.isa and options.isa not in offered and options.isa not in _reasons(ck):
+    if options.isa and options.isa not in [*offered, *_reasons(ck), OPENBLAS]:
         raise levels.OptionError(f"'{options.isa}' is no instruction set; this build offers {', '.join(offered)}")
     return [isa for isa in offered if options.isa in (None, isa)]
+
+
+@contextlib.contextmanager
+def _on(ck, where):
+    """Run on an instruction set, or on OpenBLAS; make sure that it is the one in use."""
+    if where == OPENBLAS:
+        before = ck.get_matmul_backend()
+        ck.set_matmul_backend(OPENBLAS)
+        try:
+            yield
+        finally:
+            ck.set_matmul_backend(before)
+        return
+    with ck.use(where):
+        if ck.isa() != where:
+            raise AssertionError(f"the code ran on {ck.isa()}")
+        yield
+
+
+def _has_openblas(ck):
+    """Whether OpenBLAS can be chosen, and why not."""
+    if not hasattr(ck, "set_matmul_backend"):
+        return False, "this build has none"
+    name, lacking = blas()
+    return name is not None, lacking
 
 
 def _reasons(ck):
@@ -150,9 +179,7 @@ def _measure(ck, spec, probe, isas, seed, tallies, errors):
     for isa in isas:
         start = time.perf_counter()
         try:
-            with ck.use(isa):
-                if ck.isa() != isa:
-                    raise AssertionError(f"the code ran on {ck.isa()}")
+            with _on(ck, isa):
                 outputs = spec.run(ck, inputs)
             for key, value in before.items():
                 if not np.array_equal(value, inputs[key], equal_nan=value.dtype.kind == "f"):
@@ -235,6 +262,9 @@ def _one_thread():
 
 
 def _measured(ck, isas, options):
+    with_blas, lacking = _has_openblas(ck)
+    if not with_blas and options.op in (None, *_WITH_BLAS):
+        yield levels.not_measured("ops", options.op or "linear, matmul", lacking, isa=OPENBLAS)
     for spec in SPECS:
         if options.op not in (None, spec.name):
             continue
@@ -244,4 +274,5 @@ def _measured(ck, isas, options):
                 "ops", spec.name, f"the package has no {', '.join(missing)}", spec.what, dtype="float32"
             )
             continue
-        yield from _cases_of(ck, spec, isas, options)
+        extra = [OPENBLAS] if spec.name in _WITH_BLAS and with_blas and options.isa in (None, OPENBLAS) else []
+        yield from _cases_of(ck, spec, [*isas, *extra], options)

@@ -64,6 +64,9 @@ class Summary:
     worst_margin: float | None
     worst: str
     median_ratio: float | None
+    above_peer: int
+    worst_ratio: float | None
+    worst_ratio_of: str
     seconds: float
     exit_code: int
 
@@ -73,7 +76,8 @@ class Summary:
         passed = [c for c in cases if c.verdict in levels.PASSING]
         margins = [c for c in passed if c.margin is not None]
         worst = max(margins, key=lambda c: c.margin, default=None)
-        ratios = [c.ratio for c in cases if c.ratio is not None and math.isfinite(c.ratio)]
+        ratios = [c for c in cases if c.ratio is not None and math.isfinite(c.ratio)]
+        largest = max(ratios, key=lambda c: c.ratio, default=None)
         return cls(
             compared=sum(c.verdict not in (levels.NOT_MEASURED, levels.UNMEASURED) for c in cases),
             passed=len(passed),
@@ -84,7 +88,10 @@ class Summary:
             not_measured=sum(c.verdict == levels.NOT_MEASURED for c in cases),
             worst_margin=worst.margin if worst else None,
             worst=_label(worst) if worst else "",
-            median_ratio=statistics.median(ratios) if ratios else None,
+            median_ratio=statistics.median(c.ratio for c in ratios) if ratios else None,
+            above_peer=sum(c.ratio > 1 for c in ratios),
+            worst_ratio=largest.ratio if largest else None,
+            worst_ratio_of=_label(largest) if largest else "",
             seconds=seconds,
             exit_code=levels.exit_code(cases),
         )
@@ -104,7 +111,8 @@ class Summary:
         if self.worst_margin is not None:
             text += f"; worst margin {self.worst_margin:.2f} ({self.worst})"
         if self.median_ratio is not None:
-            text += f"; median ratio to PyTorch's error {self.median_ratio:.2f}"
+            text += f"; error over PyTorch's: median {self.median_ratio:.2f}, above 1 in {self.above_peer}"
+            text += f", largest {self.worst_ratio:.2f} ({self.worst_ratio_of})"
         word = {0: "ok", 1: "FAILED", 2: "UNDECIDED", 3: "VACUOUS"}[self.exit_code]
         return f"{word}: {text}; {self.seconds:.0f} s"
 
