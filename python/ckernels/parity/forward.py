@@ -78,34 +78,46 @@ def locate(name):
 
 
 def read_peer(path):
-    """The model and the tokenizer as transformers reads them, in float32."""
+    """The model as transformers reads it, in float32."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    where = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
+    folder, options = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a level reports through its own bar
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(where[0]), **where[1])
-        module = AutoModelForCausalLM.from_pretrained(str(where[0]), dtype=torch.float32, **where[1])
+        module = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
     finally:
         if bars:
             logging.enable_progress_bar()
-    return module.eval(), tokenizer
+    return module.eval()
 
 
-def texts_of(options, tokenizer):
+def read_tokenizer(path):
+    """Two functions: text to ids, ids to text. All parties get the same ids."""
+    if path.is_dir():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        return lambda text: tokenizer(text)["input_ids"], tokenizer.decode
+    from ckernels.io.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(path)
+    return tokenizer.encode, tokenizer.decode
+
+
+def texts_of(options, encode):
     """Lists of ids with a label each: the user's text, or prose of several lengths."""
     if options.text:
-        ids = tokenizer(options.text)["input_ids"]
+        ids = encode(options.text)
         cut = f"the first {MOST_TOKENS} of {len(ids)} tokens" if len(ids) > MOST_TOKENS else f"{len(ids)} tokens"
         return [(cut, np.array(ids[:MOST_TOKENS], np.int64))]
     size = "quick" if options.quick else "full" if options.full or options.stress else "default"
     texts = []
     for index, length in enumerate(LENGTHS[size]):
-        ids = tokenizer(probes.text(8 * length + 100, start=options.seed + 11 * index))["input_ids"]
-        texts.append((f"{length} token{'s' * (length > 1)}", np.array(ids[:length], np.int64)))
+        ids = encode(probes.text(8 * length + 100, start=options.seed + 11 * index))[:length]
+        texts.append((f"{len(ids)} token{'s' * (len(ids) != 1)}", np.array(ids, np.int64)))
     return texts
 
 
@@ -115,11 +127,12 @@ def _cases(name, path, options):
 
     start = time.perf_counter()
     options.tell(f"{name}: read by transformers")
-    module, tokenizer = read_peer(path)
-    texts = texts_of(options, tokenizer)
+    encode, decode = read_tokenizer(path)
+    texts = texts_of(options, encode)
     if not texts or not all(ids.size for _, ids in texts):
         yield unmeasured(LEVEL, name, "the text has no tokens")
         return
+    module = read_peer(path)
     beside = _peer_logits(module, texts)
     weights, config = module.state_dict(), module.config
     read = time.perf_counter() - start
@@ -137,7 +150,7 @@ def _cases(name, path, options):
     gc.collect()
 
     def say(token):
-        return repr(tokenizer.decode([int(token)]))
+        return repr(decode([int(token)]))
 
     with ck.use(options.isa or ck.isa()):
         for (label, ids), wide, other in zip(texts, right, beside, strict=True):
