@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from harness import run
 from torch.nn import functional as F
 
 import ckernels as ck
+from harness import run
 
 CASES = {"512x576": (512, 576), "2048x2048": (2048, 2048), "4096x4096": (4096, 4096)}
 

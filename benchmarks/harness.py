@@ -76,14 +76,18 @@ def product_rate(times=7):
 
 
 def alternate(calls, inputs, seconds):
-    """Call each in turn, on one input after another, for so long; return one list of times for each."""
+    """Call each in turn, on one input after another, for so long; return one list of times for each.
+
+    No call gets what the one before it has just brought into the caches.
+    """
+    apart = max(1, len(inputs) // len(calls))
     times = [[] for _ in calls]
     for call in calls:
         call(inputs[0])
     end, turn = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turn < 5:
         for i, call in enumerate(calls):
-            times[i].append(seconds_of(call, inputs[turn % len(inputs)]))
+            times[i].append(seconds_of(call, inputs[(turn + i * apart) % len(inputs)]))
         turn += 1
     return times
 

@@ -8,6 +8,7 @@
 #include "ops/linear.h"
 #include "ops/linear_dz.h"
 #include "ops/matmul.h"
+#include "ops/embedding.h"
 #include "ops/rms_norm.h"
 #include "ops/sum_rows.h"
 
