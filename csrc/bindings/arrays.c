@@ -79,14 +79,16 @@ ck_op_prepare(ck_op *op)
 
 /* ---- refusals ---- */
 
-/* What the user calls a parameter: outputs are given as out=, gradients as fields of it. */
+/* What the user calls a parameter: outputs are given as out=, gradients as fields of it, and of a loss there is one. */
 static const char *
 called(const ck_op *op, const ck_param *p, char *buffer, size_t n)
 {
     const size_t length = strlen(op->name);
+    if (strcmp(p->name, "dloss") == 0)
+        return "dy";
     if (!is_written(p))
         return p->name;
-    if (strcmp(p->name, "y") == 0)
+    if (strcmp(p->name, "y") == 0 || strcmp(p->name, "loss") == 0 || strcmp(p->name, "losses") == 0)
         return "out";
     if (length > 4 && strcmp(op->name + length - 4, "_bwd") == 0 && p->name[0] == 'd') {
         snprintf(buffer, n, "out.%s", p->name + 1);

@@ -2,6 +2,8 @@
 #define CK_OPS_H
 /* Every op's declaration, in the order of ops.def, and the table of kernels that its ISA and dtype fill. */
 #include "ops/add.h"
+#include "ops/cross_entropy.h"
+#include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/gemm_pack.h"
 #include "ops/kv_cache.h"

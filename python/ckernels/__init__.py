@@ -5,9 +5,11 @@ Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` 
 """
 import importlib
 
-from ckernels.ops.add import add
-from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
+from ckernels.ops.add import add
+from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
+from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
+from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
@@ -29,6 +31,8 @@ __all__ = [
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
+    "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
+    "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
 ]
 

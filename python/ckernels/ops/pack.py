@@ -1,5 +1,4 @@
 """A weight in the order in which products read it."""
-import numpy as np
 
 from ckernels import _ck
 

@@ -1,0 +1,56 @@
+#include "ops/ops.h"
+#include "runtime/run.h"
+
+#include <string.h>
+
+static ck_status
+check_ids(const ck_array *ids, size_t R, size_t V)
+{
+    for (size_t r = 0; r < R; r++) {
+        const int64_t id = ck_id(ids, r);
+        if (id < 0 || (uint64_t)id >= V)
+            return ck_refuse(CK_BAD_INDEX, "'ids' holds %lld at position %zu, and 'weight' has rows 0 to %lld",
+                             (long long)id, r, (long long)V - 1);
+    }
+    return CK_OK;
+}
+
+CK_RUN(embedding_fwd)
+{
+    const ck_status status = check_ids(&a->ids, a->R, a->V);
+    return status != CK_OK ? status : ck_tasks(a->R, ck_grain(a->C), CK_FAST(embedding_fwd), a);
+}
+
+/* Stable counting sort. */
+static void
+sort_rows(const ck_array *ids, size_t R, size_t V, size_t *row, size_t *end)
+{
+    memset(end, 0, V * sizeof *end);
+    for (size_t r = 0; r < R; r++)
+        end[ck_id(ids, r)]++;
+    for (size_t v = 0, sum = 0; v < V; v++) { /* now where the rows of v begin */
+        const size_t count = end[v];
+        end[v] = sum;
+        sum += count;
+    }
+    for (size_t r = 0; r < R; r++) /* and where they end */
+        row[end[ck_id(ids, r)]++] = r;
+}
+
+CK_RUN(embedding_bwd)
+{
+    ck_status status = check_ids(&a->ids, a->R, a->V);
+    if (status != CK_OK)
+        return status;
+
+    const size_t size = (a->R + a->V) * sizeof(size_t);
+    size_t *row = ck_take(size), *end = row + a->R;
+    if (row == NULL)
+        return CK_NO_MEMORY;
+    sort_rows(&a->ids, a->R, a->V, row, end);
+    ck_embedding_order order = {row, end};
+    status = ck_run(&(ck_job){.kernel = CK_FAST(embedding_bwd), .args = a, .n = a->V, .grain = ck_grain(a->C),
+                              .work = &order});
+    ck_give(row, size);
+    return status;
+}

@@ -1,0 +1,58 @@
+#include "reference/reference.h"
+
+static double
+capped(const elem *logit, double softcap)
+{
+    return isinf(softcap) ? get(logit) : softcap * tanh(get(logit) / softcap);
+}
+
+CK_KERNEL(cross_entropy_fwd)
+{
+    double *total = task.work;
+    *total = 0;
+    for (size_t r = task.begin; r < task.end; r++) {
+        const elem *logits = ck_row(&a->logits, r);
+        const int64_t t = ck_id(&a->target, r);
+        double peak = -INFINITY, sum = 0, all = 0, loss = 0;
+        if (t != a->ignore_index) {
+            for (size_t v = 0; v < a->V; v++)
+                peak = fmax(peak, capped(&logits[v], a->softcap));
+            for (size_t v = 0; v < a->V; v++) {
+                sum += exp(capped(&logits[v], a->softcap) - peak);
+                all += capped(&logits[v], a->softcap);
+            }
+            const double s = a->label_smoothing, lse = peak + log(sum);
+            loss = lse - (1 - s) * capped(&logits[t], a->softcap) + a->z_loss * lse * lse;
+            if (s > 0)
+                loss -= s / (double)a->V * all;
+        }
+        if (a->losses)
+            a->losses[r] = (float)loss;
+        if (a->peak)
+            a->peak[r] = (float)peak;
+        if (a->sum)
+            a->sum[r] = (float)sum;
+        *total += loss;
+    }
+}
+
+CK_KERNEL(cross_entropy_bwd)
+{
+    const double share = *(const double *)task.work, s = a->label_smoothing;
+    for (size_t r = task.begin; r < task.end; r++) {
+        const elem *logits = ck_row(&a->logits, r);
+        elem *dlogits = ck_row(&a->dlogits, r);
+        const int64_t t = ck_id(&a->target, r);
+        const double g = a->dy.data ? *(const float *)ck_row(&a->dy, r) : a->dloss * share;
+        for (size_t v = 0; v < a->V; v++) {
+            double dx = 0;
+            if (t != a->ignore_index) {
+                const double x = capped(&logits[v], a->softcap), p = exp(x - a->peak[r]) / a->sum[r];
+                const double lse = a->peak[r] + log(a->sum[r]), slope = isinf(a->softcap) ? 0 : x / a->softcap;
+                dx = g * ((1 + 2 * a->z_loss * lse) * p - (v == (size_t)t ? 1 - s : 0) - s / (double)a->V);
+                dx *= 1 - slope * slope;
+            }
+            set(&dlogits[v], dx);
+        }
+    }
+}
