@@ -1,0 +1,149 @@
+#ifndef CK_SSE2_H
+#define CK_SSE2_H
+#include <emmintrin.h>
+#include <string.h>
+
+typedef struct { __m128 x[4]; } v16; /* lanes 0..3, 4..7, 8..11, 12..15 */
+typedef struct { __m128 x[4]; } v16_mask;
+
+#define CK_FOUR1(f, a) {{f((a).x[0]), f((a).x[1]), f((a).x[2]), f((a).x[3])}}
+#define CK_FOUR2(f, a, b) {{f((a).x[0], (b).x[0]), f((a).x[1], (b).x[1]), f((a).x[2], (b).x[2]), f((a).x[3], (b).x[3])}}
+
+static inline v16
+v16_splat(float f)
+{
+    const __m128 x = _mm_set1_ps(f);
+    return (v16){{x, x, x, x}};
+}
+static inline v16 v16_zero(void) { return v16_splat(0.0f); }
+static inline v16 v16_add(v16 x, v16 y) { return (v16)CK_FOUR2(_mm_add_ps, x, y); }
+static inline v16 v16_sub(v16 x, v16 y) { return (v16)CK_FOUR2(_mm_sub_ps, x, y); }
+static inline v16 v16_mul(v16 x, v16 y) { return (v16)CK_FOUR2(_mm_mul_ps, x, y); }
+static inline v16 v16_div(v16 x, v16 y) { return (v16)CK_FOUR2(_mm_div_ps, x, y); }
+static inline v16 v16_sqrt(v16 x) { return (v16)CK_FOUR1(_mm_sqrt_ps, x); }
+static inline v16 v16_max(v16 x, v16 y) { return (v16)CK_FOUR2(_mm_max_ps, x, y); }
+static inline v16 v16_min(v16 x, v16 y) { return (v16)CK_FOUR2(_mm_min_ps, x, y); }
+static inline v16 v16_fma(v16 x, v16 y, v16 z) { return v16_add(v16_mul(x, y), z); }
+static inline v16 ck_signs(v16 x) { return (v16)CK_FOUR2(_mm_and_ps, x, v16_splat(-0.0f)); }
+static inline v16 v16_neg(v16 x) { return (v16)CK_FOUR2(_mm_xor_ps, x, v16_splat(-0.0f)); }
+static inline v16 v16_abs(v16 x) { return (v16)CK_FOUR2(_mm_andnot_ps, v16_splat(-0.0f), x); }
+static inline v16 v16_copysign(v16 x, v16 sign) { return (v16)CK_FOUR2(_mm_or_ps, v16_abs(x), ck_signs(sign)); }
+
+static inline v16_mask v16_lt(v16 x, v16 y) { return (v16_mask)CK_FOUR2(_mm_cmplt_ps, x, y); }
+static inline v16_mask v16_le(v16 x, v16 y) { return (v16_mask)CK_FOUR2(_mm_cmple_ps, x, y); }
+static inline v16_mask v16_eq(v16 x, v16 y) { return (v16_mask)CK_FOUR2(_mm_cmpeq_ps, x, y); }
+static inline v16_mask v16_is_nan(v16 x) { return (v16_mask)CK_FOUR2(_mm_cmpunord_ps, x, x); }
+
+static inline v16
+v16_select(v16_mask m, v16 x, v16 y)
+{
+    const v16 yes = CK_FOUR2(_mm_and_ps, m, x), no = CK_FOUR2(_mm_andnot_ps, m, y);
+    return (v16)CK_FOUR2(_mm_or_ps, yes, no);
+}
+
+static inline v16_mask
+v16_first(size_t n)
+{
+    static const int32_t on_off[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+    const float *p = (const float *)(on_off + (n < 16 ? 16 - n : 0));
+    return (v16_mask){{_mm_loadu_ps(p), _mm_loadu_ps(p + 4), _mm_loadu_ps(p + 8), _mm_loadu_ps(p + 12)}};
+}
+
+static inline __m128
+ck_pow2(__m128 shifted)
+{
+    const __m128i bits = _mm_add_epi32(_mm_castps_si128(shifted), _mm_set1_epi32(127 - 0x4B400000));
+    return _mm_castsi128_ps(_mm_slli_epi32(bits, 23));
+}
+static inline v16 v16_pow2_shifted(v16 s) { return (v16)CK_FOUR1(ck_pow2, s); }
+
+static inline v16
+v16_split(v16 x, v16 *exponent)
+{
+    for (int i = 0; i < 4; i++) {
+        const __m128i bits = _mm_castps_si128(x.x[i]);
+        const __m128i e = _mm_srai_epi32(_mm_sub_epi32(bits, _mm_set1_epi32(CK_SQRT_HALF)), 23);
+        exponent->x[i] = _mm_cvtepi32_ps(e);
+        x.x[i] = _mm_castsi128_ps(_mm_sub_epi32(bits, _mm_slli_epi32(e, 23)));
+    }
+    return x;
+}
+
+static inline float
+v16_sum(v16 x)
+{
+    __m128 four = _mm_add_ps(_mm_add_ps(x.x[0], x.x[2]), _mm_add_ps(x.x[1], x.x[3]));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
+
+static inline float
+v16_peak(v16 x)
+{
+    __m128 four = _mm_max_ps(_mm_max_ps(x.x[0], x.x[2]), _mm_max_ps(x.x[1], x.x[3]));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
+
+static inline v16
+v16_load_or_f32(const float *p, size_t n, float f)
+{
+    if (n < 16) {
+        v16 x = v16_splat(f);
+        memcpy(&x, p, n * sizeof *p);
+        return x;
+    }
+    return (v16){{_mm_loadu_ps(p), _mm_loadu_ps(p + 4), _mm_loadu_ps(p + 8), _mm_loadu_ps(p + 12)}};
+}
+static inline v16 v16_load_f32(const float *p, size_t n) { return v16_load_or_f32(p, n, 0.0f); }
+
+static inline void
+v16_store_f32(float *p, v16 x, size_t n)
+{
+    if (n < 16) {
+        float tail[16]; /* the address of x itself would keep it in memory, for clang */
+        for (int i = 0; i < 4; i++)
+            _mm_storeu_ps(tail + 4 * i, x.x[i]);
+        memcpy(p, tail, n * sizeof *p);
+    }
+    else
+        for (int i = 0; i < 4; i++)
+            _mm_storeu_ps(p + 4 * i, x.x[i]);
+}
+
+static inline void
+v16_stream_f32(float *p, v16 x, size_t n)
+{
+    if (n < 16 || (uintptr_t)p % 64 != 0)
+        v16_store_f32(p, x, n);
+    else
+        for (int i = 0; i < 4; i++)
+            _mm_stream_ps(p + 4 * i, x.x[i]);
+}
+
+static inline v16
+v16_load_or_bf16(const ck_bf16 *p, size_t n, float f)
+{
+    v16 x = v16_splat(f);
+    for (size_t i = 0; i < 16 && i < n; i++) {
+        const uint32_t bits = (uint32_t)p[i].bits << 16;
+        memcpy((float *)&x + i, &bits, sizeof bits);
+    }
+    return x;
+}
+static inline v16 v16_load_bf16(const ck_bf16 *p, size_t n) { return v16_load_or_bf16(p, n, 0.0f); }
+
+/* Rounds to nearest even; NaN stays a (quiet) NaN. */
+static inline void
+v16_store_bf16(ck_bf16 *p, v16 x, size_t n)
+{
+    uint32_t bits[16];
+    memcpy(bits, &x, sizeof bits);
+    for (size_t i = 0; i < 16 && i < n; i++) {
+        const bool nan = (bits[i] & 0x7fffffff) > 0x7f800000;
+        p[i].bits = (uint16_t)((nan ? bits[i] | 0x400000 : bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16);
+    }
+}
+static inline void v16_stream_bf16(ck_bf16 *p, v16 x, size_t n) { v16_store_bf16(p, x, n); }
+static inline void ck_stream_end(void) { _mm_sfence(); }
+#endif
