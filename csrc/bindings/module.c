@@ -17,8 +17,10 @@ static _Atomic(const ck_isa *) isa_in_use;
 static PyObject *
 raise(const ck_op *op, ck_status status)
 {
-    if (status == CK_INTERRUPTED) /* the poll function has left the exception of the signal's handler */
-        return PyErr_Occurred() ? NULL : (PyErr_SetNone(PyExc_KeyboardInterrupt), NULL);
+    if (status == CK_INTERRUPTED && PyErr_Occurred()) /* what the handler of a signal raised */
+        return NULL;
+    if (status == CK_INTERRUPTED)
+        return PyErr_Format(PyExc_RuntimeError, "%s(): called off: a signal's handler forked, and this is the child", op->called);
     if (status == CK_NO_MEMORY)
         return PyErr_Format(PyExc_MemoryError, "%s(): no memory for its workspace", op->called);
     PyObject *kind = status == CK_BAD_TYPE    ? PyExc_TypeError
@@ -171,9 +173,7 @@ set_num_threads(PyObject *module, PyObject *arg)
         PyErr_Clear();
         return PyErr_Format(PyExc_ValueError, "set_num_threads(): 'n' must be 1 to %d, not %R", CK_MAX_THREADS, arg);
     }
-    Py_BEGIN_ALLOW_THREADS /* it waits for the op that runs, which may want the GIL to look for signals */
     ck_set_threads((size_t)n);
-    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 

@@ -1,21 +1,29 @@
 #include "runtime/dispatch.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #define CK_ISA_ROW(isa, lacks) extern const ck_kernels ck_kernels_f32_##isa;
 #include "isa.def"
 
-const ck_isa *
-ck_isas(void)
-{
-    static ck_isa isas[8]; /* the same values whoever writes them */
-    size_t n = 0;
+static ck_isa isas[8];
 
+static void
+look(void)
+{
+    size_t n = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
 #define CK_ISA_ROW(isa, lacks) isas[n++] = (ck_isa){#isa, (lacks), {[CK_F32] = &ck_kernels_f32_##isa}};
 #include "isa.def"
+}
+
+const ck_isa *
+ck_isas(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, look);
     return isas;
 }
 

@@ -15,25 +15,29 @@
  * count them off in `left`.  The caller works too, as thread 0.  Workers spin for about 50 us after a job, because the
  * next op of a layer follows at once, then sleep on the same word: a spinning thread without a core stalls everyone.
  *
- * One job at a time: a second thread that calls meanwhile runs its tasks itself.  After fork() the child starts with
- * no workers and makes its own.
+ * One job at a time: a second thread that calls meanwhile runs its tasks itself.  Nobody ever waits for the pool, so a
+ * signal's handler may call ops, change the number of threads or fork while an op is at work below it.
  */
-enum { SPIN_NS = 50 * 1000, POLL_NS = 100 * 1000 * 1000, CHECK_EVERY = 64 };
+#ifndef CK_POLL_NS
+#define CK_POLL_NS (100 * 1000 * 1000) /* a test asks more often */
+#endif
+enum { SPIN_NS = 50 * 1000, CHECK_EVERY = 64, YIELD_EVERY = 4096 };
 #define CLOSED (SIZE_MAX / 2) /* `next` while a job is being written, or when it is called off: nothing to claim */
 
 static struct {
-    pthread_mutex_t busy; /* held by the caller of the job in the pool */
+    atomic_size_t n_threads; /* wanted by the next job */
+    atomic_uintptr_t poll;
+    atomic_bool busy;        /* a job is in the pool; its caller alone touches what follows */
     size_t n_workers;
     ck_job job;
-    char *scratch; /* one share a thread */
-    atomic_size_t n_threads;
-    atomic_uintptr_t poll;
+    size_t team;             /* threads of this job, the caller included */
+    char *scratch;           /* one share for each of them */
     _Alignas(64) atomic_size_t next;   /* task to claim */
     _Alignas(64) atomic_size_t left;   /* tasks not done */
     _Alignas(64) atomic_uint inside;   /* workers that may still look at the job */
     _Alignas(64) atomic_uint posted;   /* number of the latest job */
-    atomic_uint asleep;
-} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .n_threads = 1};
+    atomic_uint asleep, forks;
+} pool = {.n_threads = 1};
 
 static int64_t
 now_ns(void)
@@ -61,27 +65,36 @@ run_task(const ck_job *job, size_t i, char *scratch)
     job->kernel(job->args, (ck_task){begin, end, work, scratch});
 }
 
-/* True about ten times a second at most, when the poll function asks to stop. */
+/*
+ * True when the poll function asks to stop; it is asked about ten times a second, however many jobs that time holds.
+ * If it forked (a signal's handler may), the child stops too: the workers that held its other tasks are not there.
+ */
 static bool
-asked_to_stop(int64_t *last)
+asked_to_stop(void)
 {
+    static _Thread_local int64_t last;
     bool (*const poll)(void) = (bool (*)(void))atomic_load_explicit(&pool.poll, memory_order_relaxed);
     if (poll == NULL)
         return false;
     const int64_t now = now_ns();
-    if (now - *last < POLL_NS)
+    if (now - last < CK_POLL_NS)
         return false;
-    *last = now;
-    return poll();
+    last = now;
+    const unsigned forks = atomic_load(&pool.forks);
+    return poll() || atomic_load(&pool.forks) != forks;
 }
 
 static void
 claim_as_worker(size_t thread)
 {
+    /* An open `next` shows a whole job, and none will replace it while this thread is `inside`. */
+    if (atomic_load(&pool.next) >= CLOSED || thread >= pool.team)
+        return;
+    char *scratch = pool.scratch != NULL ? pool.scratch + thread * pool.job.scratch_each : NULL;
     for (size_t i; (i = atomic_fetch_add(&pool.next, 1)) < CLOSED;) {
-        if (i >= ck_blocks(pool.job.n, pool.job.grain)) /* only now is it sure that the job stands still */
+        if (i >= ck_blocks(pool.job.n, pool.job.grain))
             break;
-        run_task(&pool.job, i, pool.scratch != NULL ? pool.scratch + thread * pool.job.scratch_each : NULL);
+        run_task(&pool.job, i, scratch);
         atomic_fetch_sub(&pool.left, 1);
     }
 }
@@ -108,24 +121,26 @@ worker(void *number)
         }
         atomic_fetch_add(&pool.inside, 1);
         seen = atomic_load(&pool.posted);
-        if (thread < atomic_load(&pool.n_threads))
-            claim_as_worker(thread);
+        claim_as_worker(thread);
         atomic_fetch_sub(&pool.inside, 1);
     }
     return NULL;
 }
 
-/* In the child of a fork there are no workers, and whoever held the pool is gone. */
+/* In the child of a fork there are no workers, and whoever held the pool is gone, or is told by asked_to_stop(). */
 static void
 after_fork(void)
 {
-    pthread_mutex_init(&pool.busy, NULL);
     pool.n_workers = 0;
+    atomic_store(&pool.busy, false);
+    atomic_store(&pool.next, CLOSED);
+    atomic_store(&pool.left, 0);
     atomic_store(&pool.inside, 0);
     atomic_store(&pool.asleep, 0);
+    atomic_fetch_add(&pool.forks, 1);
 }
 
-static void
+__attribute__((constructor)) static void
 watch_forks(void)
 {
     pthread_atfork(NULL, NULL, after_fork);
@@ -134,12 +149,10 @@ watch_forks(void)
 static void
 start_workers(size_t n_threads)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     sigset_t all, before;
 
     if (pool.n_workers + 1 >= n_threads)
         return;
-    pthread_once(&once, watch_forks);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: signals are for the program's own threads */
     for (; pool.n_workers + 1 < n_threads; pool.n_workers++) {
@@ -151,33 +164,43 @@ start_workers(size_t n_threads)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+static void
+spin(unsigned turn)
+{
+    if (turn % YIELD_EVERY != 0)
+        relax();
+    else
+        sched_yield();
+}
+
 /*
  * Publish the job.  First `next` is closed, then late workers leave: whoever comes in from here on finds nothing to
  * claim until the job is whole.  (In the other order one could slip in between and see half of it.)
  */
 static void
-post(const ck_job *job, char *scratch)
+post(const ck_job *job, size_t blocks, size_t team, char *scratch)
 {
     atomic_store(&pool.next, CLOSED);
-    while (atomic_load(&pool.inside) != 0)
-        relax();
+    for (unsigned turn = 1; atomic_load(&pool.inside) != 0; turn++)
+        spin(turn);
     pool.job = *job;
+    pool.team = team;
     pool.scratch = scratch;
-    atomic_store(&pool.left, ck_blocks(job->n, job->grain));
+    atomic_store(&pool.left, blocks);
     atomic_store(&pool.next, 0);
-    atomic_fetch_add_explicit(&pool.posted, 1, memory_order_seq_cst);
+    atomic_fetch_add(&pool.posted, 1);
     if (atomic_load(&pool.asleep) != 0)
         syscall(SYS_futex, &pool.posted, FUTEX_WAKE_PRIVATE, CK_MAX_THREADS, NULL, NULL, 0);
 }
 
 /* Claim until nothing is left; false when asked to stop, and then nobody claims any more. */
 static bool
-claim_as_caller(const ck_job *job, size_t blocks, char *scratch, int64_t *last)
+claim_as_caller(const ck_job *job, size_t blocks, char *scratch)
 {
     for (size_t i; (i = atomic_fetch_add(&pool.next, 1)) < blocks;) {
         run_task(job, i, scratch);
         atomic_fetch_sub(&pool.left, 1);
-        if (asked_to_stop(last)) {
+        if (asked_to_stop()) {
             const size_t claimed = atomic_exchange(&pool.next, CLOSED);
             atomic_fetch_sub(&pool.left, claimed < blocks ? blocks - claimed : 0);
             return false;
@@ -187,25 +210,22 @@ claim_as_caller(const ck_job *job, size_t blocks, char *scratch, int64_t *last)
 }
 
 static ck_status
-run_in_pool(const ck_job *job, size_t blocks, char *scratch, int64_t *last)
+run_in_pool(const ck_job *job, size_t blocks, size_t team, char *scratch)
 {
-    start_workers(atomic_load(&pool.n_threads));
-    post(job, scratch);
-    const bool all = claim_as_caller(job, blocks, scratch, last);
+    start_workers(team);
+    post(job, blocks, team, scratch);
+    const bool all = claim_as_caller(job, blocks, scratch);
     for (unsigned turn = 1; atomic_load(&pool.left) != 0; turn++)
-        if (turn % (CHECK_EVERY * 64) != 0)
-            relax();
-        else
-            sched_yield();
+        spin(turn);
     return all ? CK_OK : CK_INTERRUPTED;
 }
 
 static ck_status
-run_alone(const ck_job *job, size_t blocks, char *scratch, int64_t *last)
+run_alone(const ck_job *job, size_t blocks, char *scratch)
 {
     for (size_t i = 0; i < blocks; i++) {
         run_task(job, i, scratch);
-        if (blocks > 1 && asked_to_stop(last))
+        if (blocks > 1 && asked_to_stop())
             return CK_INTERRUPTED;
     }
     return CK_OK;
@@ -214,30 +234,26 @@ run_alone(const ck_job *job, size_t blocks, char *scratch, int64_t *last)
 ck_status
 ck_run(const ck_job *job)
 {
-    const size_t blocks = ck_blocks(job->n, job->grain);
-    const bool share = blocks > 1 && ck_threads() > 1 && pthread_mutex_trylock(&pool.busy) == 0;
-    const size_t scratch_size = job->scratch_each * (share ? ck_threads() : 1); /* fixed while the pool is held */
+    const size_t blocks = ck_blocks(job->n, job->grain), n_threads = ck_threads();
+    const bool share = blocks > 1 && n_threads > 1 && !atomic_exchange(&pool.busy, true);
+    const size_t team = share ? n_threads : 1, scratch_size = job->scratch_each * team;
     char *scratch = NULL;
     ck_status status = CK_NO_MEMORY;
-    int64_t last = blocks > 1 ? now_ns() : 0;
 
     if (blocks == 0)
         status = CK_OK;
     else if (scratch_size == 0 || (scratch = ck_take(scratch_size)) != NULL)
-        status = (share ? run_in_pool : run_alone)(job, blocks, scratch, &last);
+        status = share ? run_in_pool(job, blocks, team, scratch) : run_alone(job, blocks, scratch);
     ck_give(scratch, scratch_size);
     if (share)
-        pthread_mutex_unlock(&pool.busy);
+        atomic_store(&pool.busy, false);
     return status;
 }
 
 void
 ck_set_threads(size_t n)
 {
-    /* No worker may be reading scratch laid out for another number: wait for the job in the pool. */
-    pthread_mutex_lock(&pool.busy);
     atomic_store(&pool.n_threads, n < 1 ? 1 : n > CK_MAX_THREADS ? CK_MAX_THREADS : n);
-    pthread_mutex_unlock(&pool.busy);
 }
 
 size_t

@@ -46,10 +46,13 @@ ck_grain(size_t C)
 
 enum { CK_MAX_THREADS = 64 };
 
-/* Threads an op may use, the caller included: 1 to CK_MAX_THREADS. */
+/* Threads an op may use, the caller included: 1 to CK_MAX_THREADS.  An op at work keeps those it began with. */
 void ck_set_threads(size_t n);
 size_t ck_threads(void);
 
-/* Called by the thread that called the op, about ten times a second while it works; true asks to stop. */
+/*
+ * Called by the thread that called the op, between tasks, about ten times a second; true asks to stop.  It may call ops,
+ * change the number of threads, or fork: the op is then called off in the child.
+ */
 void ck_set_poll(bool (*poll)(void));
 #endif
