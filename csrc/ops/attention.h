@@ -93,8 +93,33 @@ CK_DECLARE(attention_fwd)
     _(SIZE,     size_t,  D,        "")
 CK_DECLARE(attention_bwd)
 
-enum {
-    CK_ATTENTION_KEYS = 256,   /* of a partition */
-    CK_ATTENTION_QUERIES = 64, /* of a block */
+/* Its second pass, dk and dv, has the same arguments. */
+struct ck_attention_bwd_keys {
+    struct ck_attention_bwd of;
 };
+
+enum {
+    CK_ATTENTION_KEYS = 256,      /* of a partition */
+    CK_ATTENTION_QUERIES = 64,    /* of a block in dk and dv */
+    CK_ATTENTION_KEY_BLOCK = 126, /* of a task of dk and dv: full tiles of six rows */
+};
+
+/*
+ * Queries of a task, each with all `heads` of its group, so that these share one reading of the keys: about 126 rows,
+ * which pays for packing the keys; a multiple of six where it can be, the rows of a tile.
+ */
+static inline size_t
+ck_attention_queries(size_t heads, size_t T)
+{
+    const size_t n = heads != 0 && heads < 126 ? 126 / heads : 1, most = n >= 6 ? n - n % 6 : n;
+    return T != 0 && T < most ? T : most;
+}
+
+/* Bytes that a task on `rows` rows needs: eight of its own rows each, four packs of a partition, scores of a tile. */
+static inline size_t
+ck_attention_scratch(size_t rows, size_t D)
+{
+    const size_t width = (D + 15) / 16 * 16;
+    return (rows * (4 * width + 16) + 4 * CK_ATTENTION_KEYS * width + 6 * (4 * CK_ATTENTION_KEYS + width) + 1024) * sizeof(float);
+}
 #endif

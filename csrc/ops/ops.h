@@ -4,6 +4,7 @@
 #include "ops/add.h"
 #include "ops/gemm.h"
 #include "ops/gemm_pack.h"
+#include "ops/attention.h"
 #include "ops/kv_cache.h"
 #include "ops/linear.h"
 #include "ops/linear_dz.h"

@@ -10,6 +10,14 @@ from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
+from ckernels.ops.attention import (
+    attention,
+    attention_backward,
+    attention_forward,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+    scaled_dot_product_attention_forward,
+)
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.runtime import (
     empty,
@@ -28,6 +36,8 @@ __all__ = [
     "add",
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",
+    "attention", "attention_backward", "attention_forward",
+    "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
 ]
