@@ -78,8 +78,8 @@ one_tile(state *s, size_t r0, size_t rows, size_t s0, const span *of, span all, 
     float max[ROWS], sum[ROWS];
     closed shut = {.step = s->rule.mask.data != NULL ? s->rule.mask.stride[3] : 0};
 
-    product(s->x + 16 * first, KEYS, s->q + r0 * s->width, s->width, rows, s->k + first * s->D * 16, s->D, (span){0, s->D},
-            false, wide(all.to) / 16 - first);
+    inner_products(s->x + 16 * first, s->q + r0 * s->width, s->width, rows, s->k + first * s->D * 16, s->D,
+                   wide(all.to) / 16 - first);
     for (size_t i = 0; i < rows; i++) {
         const size_t h = s->g * s->heads + (r0 + i) / s->n, t = s->t0 + (r0 + i) % s->n;
         float *x = s->x + i * KEYS;

@@ -30,13 +30,18 @@ queries_of(const struct ck_attention_bwd *a, size_t b, size_t h, size_t t0, size
 {
     for (size_t i = 0; i < n; i += 16) {
         float dots[16];
-        v16 dot = v16_zero(), dy[16], y[16];
+        v16 dot = v16_zero(), chain = v16_zero(), dy[16], y[16];
         for (size_t d = 0; d < a->D; d += 16) {
+            if (d != 0 && d % CHAIN == 0) {
+                dot = d == CHAIN ? chain : v16_add(dot, chain);
+                chain = v16_zero();
+            }
             load_columns(dy, &a->dy, b, h, t0 + i, n - i, d, a->D);
             load_columns(y, &a->y, b, h, t0 + i, n - i, d, a->D);
             for (size_t c = 0; c < (a->D - d < 16 ? a->D - d : 16); c++)
-                dot = v16_fma(dy[c], y[c], dot);
+                chain = v16_fma(dy[c], y[c], chain);
         }
+        dot = a->D <= CHAIN ? chain : v16_add(dot, chain);
         v16_store_f32(dots, dot, 16);
         for (size_t j = i; j < n && j < i + 16; j++) {
             const size_t row = (b * a->H + h) * a->T + t0 + j;
@@ -112,9 +117,8 @@ static void
 both_products(state *s, size_t r0, size_t rows, span all)
 {
     const size_t first = all.from / 16, n = wide(all.to) / 16 - first, at = first * s->D * 16;
-    product(s->x + 16 * first, KEYS, s->own + r0 * s->width, s->width, rows, s->columns + at, s->D, (span){0, s->D}, false, n);
-    product(s->dp + 16 * first, KEYS, s->other_own + r0 * s->width, s->width, rows, s->other_columns + at, s->D,
-            (span){0, s->D}, false, n);
+    inner_products(s->x + 16 * first, s->own + r0 * s->width, s->width, rows, s->columns + at, s->D, n);
+    inner_products(s->dp + 16 * first, s->other_own + r0 * s->width, s->width, rows, s->other_columns + at, s->D, n);
 }
 
 /* ---- dq ---- */

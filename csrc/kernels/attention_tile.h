@@ -17,7 +17,7 @@
 
 #define ALWAYS static inline __attribute__((always_inline))
 
-enum { KEYS = CK_ATTENTION_KEYS, ROWS = 6 }; /* rows of a tile: 6 x 16 fills the sixteen registers of AVX2 */
+enum { KEYS = CK_ATTENTION_KEYS, CHAIN = CK_ATTENTION_CHAIN, ROWS = 6 }; /* rows of a tile: 6 x 16 fills the sixteen registers of AVX2 */
 
 typedef struct { size_t from, to; } span; /* empty: {0, 0} */
 
@@ -128,9 +128,12 @@ pack_columns(float *to, const char *rows, ptrdiff_t step, span of, size_t D)
 
 /* ---- products ---- */
 
-/* c[r, 16j..] = (c or 0) + sum over from <= k < to of a[r,k] * panel j[k]: the tile stays in registers. */
+/* What becomes of c before: nothing, the beginning of the chain, or it is added to the finished chain. */
+typedef enum { FRESH, GO_ON, ADD } before;
+
+/* c[r, 16j..] = sum over from <= k < to of a[r,k] * panel j[k], and what was there before: the tile stays in registers. */
 ALWAYS void
-tile(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, bool go_on, const size_t rows,
+tile(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, before c_is, const size_t rows,
      const size_t panels)
 {
     v16 sum[8][4];
@@ -138,7 +141,7 @@ tile(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t de
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (size_t j = 0; j < panels; j++)
-            sum[r][j] = go_on ? v16_load_f32(c + r * ldc + 16 * j, 16) : v16_zero();
+            sum[r][j] = c_is == GO_ON ? v16_load_f32(c + r * ldc + 16 * j, 16) : v16_zero();
     for (size_t i = k.from; i < k.to; i++) {
         v16 x[4];
 #pragma GCC unroll 4
@@ -155,36 +158,46 @@ tile(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t de
 #pragma GCC unroll 8
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (size_t j = 0; j < panels; j++)
-            v16_store_f32(c + r * ldc + 16 * j, sum[r][j], 16);
+        for (size_t j = 0; j < panels; j++) {
+            float *to = c + r * ldc + 16 * j;
+            v16_store_f32(to, c_is == ADD ? v16_add(v16_load_f32(to, 16), sum[r][j]) : sum[r][j], 16);
+        }
 }
 
 /* `rows` rows with all panels, `at_once` of them at a time: as many as registers hold beside the rows' own. */
 ALWAYS void
-tiles(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, bool go_on, size_t panels,
+tiles(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, before c_is, size_t panels,
       const size_t rows)
 {
     const size_t most = CK_REGISTERS * 3 / 4 / rows, at_once = most > 4 ? 4 : most > 1 ? most : 1;
     size_t j = 0;
     for (; panels - j >= at_once; j += at_once)
-        tile(c + 16 * j, ldc, a, lda, b + j * depth * 16, depth, k, go_on, rows, at_once);
+        tile(c + 16 * j, ldc, a, lda, b + j * depth * 16, depth, k, c_is, rows, at_once);
     for (; at_once > 1 && j < panels; j++)
-        tile(c + 16 * j, ldc, a, lda, b + j * depth * 16, depth, k, go_on, rows, 1);
+        tile(c + 16 * j, ldc, a, lda, b + j * depth * 16, depth, k, c_is, rows, 1);
 }
 
 /* Up to ROWS rows. */
 static void
-product(float *c, size_t ldc, const float *a, size_t lda, size_t rows, const float *b, size_t depth, span k, bool go_on,
+product(float *c, size_t ldc, const float *a, size_t lda, size_t rows, const float *b, size_t depth, span k, before c_is,
         size_t panels)
 {
     if (rows == ROWS) {
-        tiles(c, ldc, a, lda, b, depth, k, go_on, panels, ROWS);
+        tiles(c, ldc, a, lda, b, depth, k, c_is, panels, ROWS);
         return;
     }
     for (; rows >= 3; rows -= 3, c += 3 * ldc, a += 3 * lda)
-        tiles(c, ldc, a, lda, b, depth, k, go_on, panels, 3);
+        tiles(c, ldc, a, lda, b, depth, k, c_is, panels, 3);
     for (; rows >= 1; rows--, c += ldc, a += lda)
-        tiles(c, ldc, a, lda, b, depth, k, go_on, panels, 1);
+        tiles(c, ldc, a, lda, b, depth, k, c_is, panels, 1);
+}
+
+/* Inner products over D: chains of CK_ATTENTION_CHAIN, added in order, which errs less than one chain. */
+static inline void
+inner_products(float *c, const float *a, size_t width, size_t rows, const float *columns, size_t D, size_t panels)
+{
+    for (size_t d = 0; d == 0 || d < D; d += CHAIN)
+        product(c, KEYS, a, width, rows, columns, D, (span){d, D - d < CHAIN ? D : d + CHAIN}, d == 0 ? FRESH : ADD, panels);
 }
 
 /* ---- scores ---- */
@@ -286,15 +299,15 @@ weigh(const rule *u, float *c, size_t width, const float *w, size_t ldw, const s
     }
     if (all.from >= all.to) {
         for (size_t r = 0; r < rows; r++)
-            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, of[r], true, panels);
+            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, of[r], GO_ON, panels);
         return;
     }
     for (size_t r = 0; r < rows; r++)
         if (of[r].from < all.from)
-            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, (span){of[r].from, all.from}, true, panels);
-    product(c, width, w, ldw, rows, b, depth, all, true, panels);
+            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, (span){of[r].from, all.from}, GO_ON, panels);
+    product(c, width, w, ldw, rows, b, depth, all, GO_ON, panels);
     for (size_t r = 0; r < rows; r++)
         if (all.to < of[r].to)
-            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, (span){all.to, of[r].to}, true, panels);
+            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, (span){all.to, of[r].to}, GO_ON, panels);
 }
 #endif

@@ -11,7 +11,7 @@
  *     s < lengths[b] (S where absent),  s <= p if causal,  p - left <= s if left >= 0,  s <= p + right if right >= 0,
  *     mask[b,h,t,s] is true (boolean) or above -inf (float)
  *
- *     x[t,s]   = scale * sum_d q[t,d] * k[s,d]                 one chain of fused multiply-adds, d ascending
+ *     x[t,s]   = scale * sum_d q[t,d] * k[s,d]                 chains of CK_ATTENTION_CHAIN, d ascending, added in order
  *     x[t,s]   = softcap * tanh(x[t,s] / softcap)              if softcap > 0
  *     x[t,s]   = x[t,s] + mask[t,s]                            if there is a float mask
  *     max[t]   = max over the seen s of x[t,s], and sinks[h]
@@ -99,6 +99,7 @@ struct ck_attention_bwd_keys {
 };
 
 enum {
+    CK_ATTENTION_CHAIN = 32,      /* terms of an inner product added one by one */
     CK_ATTENTION_KEYS = 256,      /* of a partition */
     CK_ATTENTION_QUERIES = 64,    /* of a block in dk and dv */
     CK_ATTENTION_KEY_BLOCK = 126, /* of a task of dk and dv: full tiles of six rows */
