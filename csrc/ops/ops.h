@@ -6,6 +6,7 @@
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/gemm_pack.h"
+#include "ops/attention.h"
 #include "ops/kv_cache.h"
 #include "ops/linear.h"
 #include "ops/linear_dz.h"

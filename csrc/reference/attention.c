@@ -1,0 +1,192 @@
+#include "reference/reference.h"
+
+/* Row (b, i, j) of an array with three leading axes. */
+static const elem *
+at(const ck_array *x, size_t b, size_t i, size_t j)
+{
+    return ck_row(x, (b * x->size[1] + i) * x->size[2] + j);
+}
+
+/* Whether key s is within reach of query t of item b; its mask is another matter. */
+#define IN_REACH(a, b, t, s) in_reach((a)->offsets ? (a)->offsets[b] + (int64_t)(t) : (a)->q_offset + (int64_t)(t), \
+    (int64_t)(s), (a)->lengths ? (a)->lengths[b] : (int64_t)(a)->S, (a)->causal, (a)->left, (a)->right)
+
+static bool
+in_reach(int64_t p, int64_t s, int64_t length, int causal, int64_t left, int64_t right)
+{
+    return s < length && !(causal && s > p) && !(left >= 0 && p - s > left) && !(right >= 0 && s - p > right);
+}
+
+/* The score x[t,s] of a key in reach, -inf where the mask closes it; *slope, if wanted, is its derivative by scale * q.k */
+static double
+score(const elem *q, const elem *k, size_t D, double scale, double softcap, const ck_array *mask, size_t row, size_t s,
+      double *slope)
+{
+    double x = 0, more = 0;
+    if (mask->data) {
+        const char *m = (const char *)ck_row(mask, row) + (ptrdiff_t)s * mask->stride[3];
+        more = mask->width == 1 ? (*m ? 0 : -INFINITY) : get((const elem *)m);
+    }
+    if (more == -INFINITY)
+        return more;
+    for (size_t d = 0; d < D; d++)
+        x += get(&q[d]) * get(&k[d]);
+    x *= scale;
+    if (slope)
+        *slope = softcap > 0 ? 1 - tanh(x / softcap) * tanh(x / softcap) : 1;
+    return (softcap > 0 ? softcap * tanh(x / softcap) : x) + more;
+}
+
+/* A mask's first three axes as rows; `mask` as ck_row wants it for row (b, h, t). */
+static ck_array
+rows_of(ck_array mask)
+{
+    mask.n = 3;
+    return mask;
+}
+
+/* One query against all keys. */
+static void
+forward(const struct ck_attention_fwd *a, const ck_array *mask, size_t b, size_t h, size_t t, double *sum_v)
+{
+    const size_t g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t;
+    const elem *q = at(&a->q, b, h, t);
+    elem *y = (elem *)at(&a->y, b, h, t);
+    double max = -INFINITY, sum = 0;
+
+    for (size_t s = 0; s < a->S; s++)
+        if (IN_REACH(a, b, t, s)) {
+            const double x = score(q, at(&a->k, b, g, s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+            max = x > max || isnan(x) ? x : max;
+        }
+    if (a->sinks && a->sinks[h] > max)
+        max = a->sinks[h];
+    max = (float)max; /* as it is saved, so that sum belongs to it */
+
+    for (size_t d = 0; d < a->D; d++)
+        sum_v[d] = 0;
+    for (size_t s = 0; s < a->S; s++) {
+        double x = -INFINITY;
+        if (IN_REACH(a, b, t, s))
+            x = score(q, at(&a->k, b, g, s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+        if (x == -INFINITY)
+            continue;
+        sum += exp(x - max);
+        for (size_t d = 0; d < a->D; d++)
+            sum_v[d] += exp(x - max) * get(&at(&a->v, b, g, s)[d]);
+    }
+    if (a->sinks && max != -INFINITY)
+        sum += exp(a->sinks[h] - max);
+    for (size_t d = 0; d < a->D; d++)
+        set(&y[d], sum != 0 ? sum_v[d] / sum : 0);
+    if (a->max)
+        a->max[row] = (float)max;
+    if (a->sum)
+        a->sum[row] = (float)sum;
+    if (a->lse)
+        a->lse[row] = (float)(max + log(sum));
+}
+
+CK_KERNEL(attention_fwd)
+{
+    const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
+    const ck_array mask = rows_of(a->mask);
+    for (size_t i = task.begin; i < task.end; i++)
+        for (size_t j = 0; j < heads; j++)
+            for (size_t t = i % blocks * queries; t < a->T && t < (i % blocks + 1) * queries; t++)
+                forward(a, &mask, i / blocks / a->G, i / blocks % a->G * heads + j, t, task.scratch);
+}
+
+/* dot[t] */
+static double
+dot_of(const struct ck_attention_bwd *a, size_t b, size_t h, size_t t)
+{
+    const elem *dy = at(&a->dy, b, h, t), *y = at(&a->y, b, h, t);
+    double dot = a->dlse ? -a->dlse[(b * a->H + h) * a->T + t] : 0;
+    for (size_t d = 0; d < a->D; d++)
+        dot += get(&dy[d]) * get(&y[d]);
+    return dot;
+}
+
+/* p[t,s] and dx[t,s], the latter by scale * q.k; both 0 where the key is not seen. */
+static void
+weights(const struct ck_attention_bwd *a, const ck_array *mask, size_t b, size_t h, size_t t, size_t s, double dot,
+        double *p, double *dx)
+{
+    const size_t g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t;
+    const elem *dy = at(&a->dy, b, h, t), *v = at(&a->v, b, g, s);
+    double slope = 1, x = -INFINITY, dp = 0;
+
+    *p = *dx = 0;
+    if (IN_REACH(a, b, t, s))
+        x = score(at(&a->q, b, h, t), at(&a->k, b, g, s), a->D, a->scale, a->softcap, mask, row, s, &slope);
+    if (x == -INFINITY)
+        return;
+    for (size_t d = 0; d < a->D; d++)
+        dp += get(&dy[d]) * get(&v[d]);
+    *p = exp(x - a->max[row]) / a->sum[row];
+    *dx = *p * (dp - dot) * slope;
+}
+
+/* dq of one query */
+static void
+backward(const struct ck_attention_bwd *a, const ck_array *mask, size_t b, size_t h, size_t t, double *dq)
+{
+    const double dot = dot_of(a, b, h, t);
+    double p, dx;
+    for (size_t d = 0; d < a->D; d++)
+        dq[d] = 0;
+    for (size_t s = 0; s < a->S; s++) {
+        weights(a, mask, b, h, t, s, dot, &p, &dx);
+        for (size_t d = 0; dx != 0 && d < a->D; d++)
+            dq[d] += dx * get(&at(&a->k, b, h / (a->H / a->G), s)[d]);
+    }
+    for (size_t d = 0; d < a->D; d++)
+        set(&((elem *)at(&a->dq, b, h, t))[d], dq[d] * a->scale);
+}
+
+CK_KERNEL(attention_bwd)
+{
+    const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
+    const ck_array mask = rows_of(a->mask);
+    for (size_t i = task.begin; i < task.end; i++)
+        for (size_t j = 0; j < heads; j++) {
+            const size_t b = i / blocks / a->G, h = i / blocks % a->G * heads + j;
+            double sink = 0;
+            for (size_t t = i % blocks * queries; t < a->T && t < (i % blocks + 1) * queries; t++) {
+                const size_t row = (b * a->H + h) * a->T + t;
+                backward(a, &mask, b, h, t, task.scratch);
+                if (a->dsinks && a->sum[row] != 0)
+                    sink -= exp(a->sinks[h] - a->max[row]) / a->sum[row] * dot_of(a, b, h, t);
+            }
+            if (a->dsinks)
+                ((float *)task.work)[j] = (float)sink;
+        }
+}
+
+CK_KERNEL(attention_bwd_keys)
+{
+    const struct ck_attention_bwd *of = &a->of;
+    const size_t D = of->D, blocks = (of->S + CK_ATTENTION_KEY_BLOCK - 1) / CK_ATTENTION_KEY_BLOCK;
+    const ck_array mask = rows_of(of->mask);
+    double *dk = task.scratch, *dv = dk + D, p, dx;
+
+    for (size_t i = task.begin; i < task.end; i++) {
+        const size_t b = i / blocks / of->G, g = i / blocks % of->G, heads = of->H / of->G;
+        for (size_t s = i % blocks * CK_ATTENTION_KEY_BLOCK; s < of->S && s < (i % blocks + 1) * CK_ATTENTION_KEY_BLOCK; s++) {
+            memset(dk, 0, 2 * D * sizeof *dk);
+            for (size_t h = g * heads; h < (g + 1) * heads; h++)
+                for (size_t t = 0; t < of->T; t++) {
+                    weights(of, &mask, b, h, t, s, dot_of(of, b, h, t), &p, &dx);
+                    for (size_t d = 0; d < D; d++) {
+                        dk[d] += dx != 0 ? dx * get(&at(&of->q, b, h, t)[d]) : 0;
+                        dv[d] += p != 0 ? p * get(&at(&of->dy, b, h, t)[d]) : 0;
+                    }
+                }
+            for (size_t d = 0; d < D; d++) {
+                set(&((elem *)at(&of->dk, b, g, s))[d], dk[d] * of->scale);
+                set(&((elem *)at(&of->dv, b, g, s))[d], dv[d]);
+            }
+        }
+    }
+}
