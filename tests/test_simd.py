@@ -95,7 +95,7 @@ def test_folds_go_by_halves(words):
         peak = np.maximum(peak[:half], peak[half:])
     assert native.run_word(words, "sum", x)[0] == total[0]
     assert native.run_word(words, "peak", x)[0] == peak[0]
-    assert len({float(total[0]), float(np.cumsum(x)[-1]), float(x.reshape(8, 2).sum(axis=1).cumsum()[-1])}) == 3
+    assert total[0] not in (np.cumsum(x)[-1], np.float32(x.astype(np.float64).sum()))  # the order shows
 
 
 @pytest.mark.parametrize("n", [*range(34), 63, 64, 65])

@@ -1,7 +1,7 @@
 #ifndef CK_ARRAYS_H
 #define CK_ARRAYS_H
 /*
- * The only door to NumPy.  Fills an op's argument struct from Python objects, or says what does not fit; makes the
+ * Fills an op's argument struct from Python objects, or says what does not fit; makes the
  * outputs that were not given.
  */
 #define PY_SSIZE_T_CLEAN
@@ -54,7 +54,4 @@ int ck_call_begin(ck_call *call, const ck_op *op, PyObject *const *objects, Py_s
 /* What the op returns: its outputs in order, None for one not wanted; alone if there is one. */
 PyObject *ck_call_result(ck_call *call);
 void ck_call_end(ck_call *call);
-
-/* empty(shape, dtype="float32") */
-PyObject *ck_py_empty(PyObject *module, PyObject *const *args, Py_ssize_t n);
 #endif

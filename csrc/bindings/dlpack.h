@@ -1,7 +1,16 @@
 #ifndef CK_DLPACK_H
 #define CK_DLPACK_H
-/* The part of the DLPack 0.8 ABI that is needed to take a tensor: https://dmlc.github.io/dlpack/latest/c_api.html */
+/* Tensors by DLPack, and as much of its ABI as that needs: https://dmlc.github.io/dlpack/latest/c_api.html */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdbool.h>
 #include <stdint.h>
+
+int ck_dlpack_init(void);
+
+/* A tensor that lends its memory through __dlpack__, as a NumPy array on it; NULL with an exception set. */
+PyObject *ck_from_dlpack(PyObject *object, const char *op, const char *name);
 
 enum { CK_DL_CPU = 1 };
 enum { CK_DL_INT = 0, CK_DL_UINT = 1, CK_DL_FLOAT = 2, CK_DL_BFLOAT = 4, CK_DL_BOOL = 6 };
@@ -21,4 +30,14 @@ typedef struct ck_dl_managed {
     void *context;
     void (*deleter)(struct ck_dl_managed *);
 } ck_dl_managed;
+
+/* From DLPack 1.0 on. */
+enum { CK_DL_READ_ONLY = 1 };
+typedef struct ck_dl_versioned {
+    uint32_t major, minor;
+    void *context;
+    void (*deleter)(struct ck_dl_versioned *);
+    uint64_t flags;
+    ck_dl_tensor tensor;
+} ck_dl_versioned;
 #endif

@@ -3,10 +3,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-/* A Python object that owns a block of the arena and gives it back when the last array on it dies. */
+/* Makes the type of the objects that own a block of the arena, and give it back when the last array on it dies. */
 int ck_memory_init(PyObject *module);
-PyObject *ck_block_new(size_t size, void **data); /* NULL with MemoryError set */
 
-/* A tensor that lends its memory through __dlpack__, as a NumPy array on the same memory: see dlpack.c. */
-PyObject *ck_from_dlpack(PyObject *object, const char *op, const char *name);
+/* A new array on such a block, not cleared; NULL with MemoryError set.  Steals dtype, a numpy.dtype. */
+PyObject *ck_new_array(int ndim, const Py_ssize_t *dims, PyObject *dtype);
+
+/* empty(shape, dtype="float32") */
+PyObject *ck_py_empty(PyObject *module, PyObject *const *args, Py_ssize_t n);
 #endif

@@ -1,10 +1,23 @@
 #include "runtime/dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <pthread.h>
 #include <string.h>
 
 #define CK_ISA_ROW(isa, lacks) extern const ck_kernels ck_kernels_f32_##isa;
 #include "isa.def"
+
+#if defined(__x86_64__)
+/* clang 14 does not know the word: CPUID itself.  That the system saves the registers is asked together with AVX2. */
+static bool
+has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
 
 static ck_isa isas[8];
 
