@@ -12,6 +12,7 @@
 #include "ops/linear_dz.h"
 #include "ops/matmul.h"
 #include "ops/rms_norm.h"
+#include "ops/rope.h"
 #include "ops/sum_rows.h"
 
 enum {

@@ -69,6 +69,25 @@ v16_split(v16 x, v16 *exponent)
     return x;
 }
 
+#define CK_TAKE(a, b, i, how) _mm_shuffle_ps((a).x[i], (b).x[(i) + 1], how)
+static inline v16
+v16_evens(v16 x, v16 y)
+{
+    return (v16){{CK_TAKE(x, x, 0, 0x88), CK_TAKE(x, x, 2, 0x88), CK_TAKE(y, y, 0, 0x88), CK_TAKE(y, y, 2, 0x88)}};
+}
+static inline v16
+v16_odds(v16 x, v16 y)
+{
+    return (v16){{CK_TAKE(x, x, 0, 0xdd), CK_TAKE(x, x, 2, 0xdd), CK_TAKE(y, y, 0, 0xdd), CK_TAKE(y, y, 2, 0xdd)}};
+}
+static inline v16
+ck_zip(__m128 x0, __m128 y0, __m128 x1, __m128 y1)
+{
+    return (v16){{_mm_unpacklo_ps(x0, y0), _mm_unpackhi_ps(x0, y0), _mm_unpacklo_ps(x1, y1), _mm_unpackhi_ps(x1, y1)}};
+}
+static inline v16 v16_zip_lo(v16 x, v16 y) { return ck_zip(x.x[0], y.x[0], x.x[1], y.x[1]); }
+static inline v16 v16_zip_hi(v16 x, v16 y) { return ck_zip(x.x[2], y.x[2], x.x[3], y.x[3]); }
+
 static inline float
 v16_sum(v16 x)
 {

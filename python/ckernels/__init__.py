@@ -21,6 +21,7 @@ from ckernels.ops.attention import (
     scaled_dot_product_attention_forward,
 )
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
+from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
 from ckernels.runtime import (
     empty,
     empty_cache,
@@ -44,6 +45,7 @@ __all__ = [
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
+    "rope", "rope_forward", "rope_backward", "rope_table",
 ]
 
 _LAZY = ("io", "kv", "models", "nn", "optim", "parity")

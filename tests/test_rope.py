@@ -1,0 +1,418 @@
+import ckernels as ck
+import numpy as np
+import pytest
+import torch
+from ckernels.ops.rope import Gradients
+from ckernels.parity import assert_parity
+from differences import assert_gradient
+from guard import gaps_untouched, guarded, spaced, unwritten
+
+# B, H, T, K, D: pairs around each vector width, lanes that pass, more than one block of tokens, a real model's heads.
+SIZES = [(2, 3, 5, k, 2 * k) for k in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40)]
+SIZES += [(2, 3, 5, k, d) for k, d in ((16, 80), (17, 35), (24, 65), (8, 17))] + [
+    (1, 2, 33, 4, 8),
+    (2, 1, 65, 20, 48),
+    (1, 9, 40, 32, 64),
+]
+HOW = [False, True]
+
+
+def table(positions, K, base=10000.0):
+    return [guarded(a) for a in ck.rope_table(np.asarray(positions), 2 * K, base)]
+
+
+def inputs(rng, B, H, T, K, D, start=7):
+    return guarded(rng.standard_normal((B, H, T, D)).astype("f4")), *table(start + np.arange(T), K)
+
+
+def torch_rope(x, cos, sin, interleaved):
+    K = cos.shape[-1]
+    lo, hi = (x[..., 0 : 2 * K : 2], x[..., 1 : 2 * K : 2]) if interleaved else (x[..., :K], x[..., K : 2 * K])
+    turned = [lo * cos - hi * sin, lo * sin + hi * cos]
+    turned = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return torch.cat([turned, x[..., 2 * K :]], -1)
+
+
+def at(precision, *arrays):
+    return [torch.tensor(a, dtype=precision) for a in arrays]
+
+
+def forward_at(precision, x, cos, sin, interleaved):
+    return torch_rope(*at(precision, x, cos, sin), interleaved)
+
+
+def backward_at(precision, x, cos, sin, dy, interleaved):
+    x, cos, sin, dy = at(precision, x, cos, sin, dy)
+    return torch.autograd.grad(torch_rope(x.requires_grad_(), cos, sin, interleaved), x, dy)[0]
+
+
+BOTH = torch.float64, torch.float32
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_rope_matches_torch(isa, rng, size, interleaved):
+    x, cos, sin = inputs(rng, *size)
+    y = ck.rope(x, cos, sin, interleaved=interleaved, out=unwritten(x.shape))
+    assert_parity(y, *(forward_at(p, x, cos, sin, interleaved) for p in BOTH), trivial=x)
+    assert y[..., 2 * size[3] :].tobytes() == x[..., 2 * size[3] :].tobytes()
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_rope_backward_matches_autograd(isa, rng, size, interleaved):
+    x, cos, sin = inputs(rng, *size)
+    dy = guarded(rng.standard_normal(x.shape).astype("f4"))
+    ctx = ck.rope_forward(x, cos, sin, interleaved=interleaved)[1]
+    dx = ck.rope_backward(dy, ctx, out=Gradients(unwritten(x.shape))).x
+    assert_parity(dx, *(backward_at(p, x, cos, sin, dy, interleaved) for p in BOTH), trivial=dy)
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+def test_rope_gradient_matches_differences(isa, rng, interleaved):
+    x, cos, sin = inputs(rng, 2, 1, 5, 17, 36)
+    dy = rng.standard_normal(x.shape).astype("f4")
+    y, ctx = ck.rope_forward(x, cos, sin, interleaved=interleaved)
+    dx = ck.rope_backward(dy, ctx).x
+    assert_gradient(lambda moved: ck.rope(moved, cos, sin, interleaved=interleaved), x, dx, dy, rng)
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+def test_rope_in_place(isa, rng, interleaved):
+    x, cos, sin = inputs(rng, 2, 3, 35, 17, 36)
+    dy = guarded(rng.standard_normal(x.shape).astype("f4"))
+    y, ctx = ck.rope_forward(x, cos, sin, interleaved=interleaved)
+    dx = ck.rope_backward(dy, ctx).x
+    assert ck.rope_backward(dy, ctx, out=Gradients(dy)).x is dy
+    assert dy.tobytes() == dx.tobytes()
+    assert ck.rope(x, cos, sin, interleaved=interleaved, out=x) is x
+    assert x.tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+def test_rope_bits_do_not_depend_on_threads_or_batch(isa, rng, interleaved):
+    x, cos, sin = inputs(rng, 3, 7, 70, 33, 80)
+
+    def everything():
+        y, ctx = ck.rope_forward(x, cos, sin, interleaved=interleaved)
+        return y.tobytes(), ck.rope_backward(x, ctx).x.tobytes()
+
+    ck.set_num_threads(1)
+    alone = everything()
+    for n in 2, 3, 7:
+        ck.set_num_threads(n)
+        assert everything() == alone
+    y = ck.rope(x, cos, sin, interleaved=interleaved)
+    one = ck.rope(x[2:, 4:5, 41:42], cos[41:42], sin[41:42], interleaved=interleaved)
+    assert one.tobytes() == y[2, 4, 41].tobytes()
+
+
+def test_rope_bits_are_the_same_on_avx2_and_avx512(rng):
+    x, cos, sin = inputs(rng, 2, 3, 33, 33, 80)
+    bits = set()
+    for isa in {"avx2", "avx512"} & set(ck.isas()):
+        with ck.use(isa):
+            results = [ck.rope_forward(x, cos, sin, interleaved=how) for how in HOW]
+            bits.add(b"".join(y.tobytes() + ck.rope_backward(x, ctx).x.tobytes() for y, ctx in results))
+    assert len(bits) == 1
+
+
+@pytest.mark.parametrize("offset", [0, 7, 4095])
+def test_rope_at_an_offset(isa, rng, offset):
+    x, cos, sin = inputs(rng, 2, 3, 5, 32, 64, start=offset)
+    whole = table(np.arange(offset + 5), 32)
+    y = ck.rope(x, cos, sin)
+    assert_parity(y, *(forward_at(p, x, cos, sin, False) for p in BOTH), trivial=x)
+    assert y.tobytes() == ck.rope(x, *whole, positions=offset + np.arange(5)).tobytes()
+
+
+@pytest.mark.parametrize("ids", ["i4", "i8"])
+def test_rope_positions_pick_rows(isa, rng, ids):
+    x, cos, sin = inputs(rng, 3, 2, 35, 9, 20)  # B, H and T differ, and H does not divide B
+    cos, sin = table(np.arange(100), 9)
+    for shape in (35,), (3, 35):
+        positions = guarded(rng.integers(0, 100, shape).astype(ids))
+        y, ctx = ck.rope_forward(x, cos, sin, positions=positions, out=unwritten(x.shape))
+        dx = ck.rope_backward(x, ctx, out=Gradients(unwritten(x.shape))).x
+        for b in range(3):
+            picked = positions if len(shape) == 1 else positions[b]
+            rows = cos[picked], sin[picked]
+            assert y[b].tobytes() == ck.rope(x[b], *rows).tobytes()
+            assert dx[b].tobytes() == ck.rope_backward(x[b], ck.rope_forward(x[b], *rows)[1]).x.tobytes()
+
+
+def test_rope_gives_every_item_of_a_batch_its_own_position(isa, rng):
+    x = rng.standard_normal((4, 7, 1, 32)).astype("f4")  # decoding: one token an item
+    cos, sin = table(np.arange(50), 16)
+    positions = np.array([[3], [49], [0], [17]])
+    y = ck.rope(x, cos, sin, positions=positions)
+    for b, p in enumerate(positions[:, 0]):
+        assert y[b].tobytes() == ck.rope(x[b], cos[p : p + 1], sin[p : p + 1]).tobytes()
+    assert y[2].tobytes() == x[2].tobytes()  # position 0 turns by nothing
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 7])
+def test_rope_of_grouped_heads(isa, rng, heads):
+    """Queries and keys have differing numbers of heads, and each head is turned as if it were alone."""
+    q, cos, sin = inputs(rng, 2, 2 * heads, 5, 16, 32)
+    k = q[:, ::heads]
+    turned_q, turned_k = ck.rope(q, cos, sin), ck.rope(k, cos, sin)
+    assert turned_k.shape == (2, 2, 5, 32)
+    assert turned_k.tobytes() == turned_q[:, ::heads].tobytes()
+
+
+def test_rope_pairs_cannot_be_confused(isa, rng):
+    x, cos, sin = inputs(rng, 2, 3, 5, 33, 80)
+    exact, peer = (forward_at(p, x, cos, sin, True) for p in BOTH)
+    assert_parity(ck.rope(x, cos, sin, interleaved=True), exact, peer)
+    with pytest.raises(AssertionError):
+        assert_parity(ck.rope(x, cos, sin), exact, peer)
+    order = np.arange(66).reshape(2, 33).T.ravel()  # 0 33 1 34 ...: one convention is the other's, permuted
+    both = ck.rope(x, cos, sin)[..., order], ck.rope(np.ascontiguousarray(x[..., order]), cos, sin, interleaved=True)
+    assert both[0].tobytes() == both[1].tobytes()
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+def test_rope_twice_adds_the_angles(isa, rng, interleaved):
+    x, *_ = inputs(rng, 2, 3, 5, 32, 64)
+    a, b = rng.integers(0, 2000, (2, 5))
+    once, exact_tables = table(a + b, 32), table(a, 32) + table(b, 32)
+    twice = ck.rope(ck.rope(x, *table(a, 32), interleaved=interleaved), *table(b, 32), interleaved=interleaved)
+    peer = torch_rope(
+        forward_at(torch.float32, x, *exact_tables[:2], interleaved), *at(torch.float32, *exact_tables[2:]), interleaved
+    )
+    assert_parity(twice, forward_at(torch.float64, x, *once, interleaved), peer, trivial=x)
+
+
+def test_rope_keeps_lengths_and_backward_undoes_forward(isa, rng):
+    x, cos, sin = inputs(rng, 2, 3, 5, 32, 64)
+    y, ctx = ck.rope_forward(x, cos, sin)
+    there, back = torch.tensor(x), ck.rope_backward(y, ctx).x
+    eps = np.finfo("f4").eps  # a table of floats turns by a length of 1 +- eps/2, twice, and each turn rounds
+    assert_parity(back, x.astype("f8"), bound=6 * eps * float(there.abs().max()), trivial=y)
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+def test_rope_of_extremes(isa, interleaved):
+    inf, nan, tiny = np.inf, np.nan, 1e-42
+    rows = np.array(
+        [
+            [nan, 1, 2, 3],
+            [1, inf, 2, -3],
+            [tiny, -tiny, 0, tiny],
+            [-200, 200, -200, 200],
+            [7, 7, 7, 7],
+            [3e38, 1, 1, 1],
+        ],
+        "f4",
+    )
+    x = np.concatenate([rows, np.full((6, 1), nan, "f4")], 1)
+    cos, sin = table(3 + np.arange(6), 2)
+    y = ck.rope(x, cos, sin, interleaved=interleaved)
+    exact, peer = (forward_at(p, x, cos, sin, interleaved) for p in BOTH)
+    for r in range(6):
+        assert_parity(y[r], exact[r], peer[r])
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 8), (3, 0, 8), (3, 4, 0)], ids=str)
+def test_rope_of_nothing(isa, shape):
+    x = np.ones(shape, "f4")
+    y, ctx = ck.rope_forward(x, *ck.rope_table(np.arange(shape[1]), shape[2]))
+    assert y.shape == ck.rope_backward(y, ctx).x.shape == shape
+    no_items = np.ones((0, 4, 8), "f4")
+    assert ck.rope(no_items, *ck.rope_table(np.arange(9), 8), positions=np.ones((0, 4), int)).shape == (0, 4, 8)
+
+
+def test_rope_of_no_pairs_is_a_copy(isa, rng):
+    x = guarded(rng.standard_normal((2, 3, 5)).astype("f4"))
+    assert ck.rope(x, *ck.rope_table(np.arange(3), 0), out=unwritten(x.shape)).tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+def test_rope_takes_strided_views(isa, rng, interleaved):
+    B, H, T, D = 2, 3, 35, 36
+    x = spaced(rng.standard_normal((B, T, H, D)).astype("f4")).transpose(0, 2, 1, 3)
+    out = spaced(np.zeros((B, T, H, D), "f4")).transpose(0, 2, 1, 3)
+    cos, sin = (spaced(a) for a in table(np.arange(90), 17))
+    positions = rng.integers(0, 90, (T, B)).astype("i4")[:, ::-1].T.copy()
+    y, ctx = ck.rope_forward(x, cos, sin, positions=positions, interleaved=interleaved, out=out)
+    flat = [np.ascontiguousarray(a) for a in (x, cos, sin)]
+    want, flat_ctx = ck.rope_forward(*flat, positions=positions, interleaved=interleaved)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(ck.rope_backward(x, ctx).x, ck.rope_backward(flat[0], flat_ctx).x)
+    assert gaps_untouched(out.transpose(0, 2, 1, 3))
+    kept = spaced(x)
+    ck.rope(kept, cos, sin, positions=positions, interleaved=interleaved, out=kept)
+    np.testing.assert_array_equal(kept, want)
+
+
+def test_rope_takes_tensors(rng):
+    x, cos, sin = inputs(rng, 1, 2, 5, 4, 8)
+    t = [torch.tensor(a) for a in (x, cos, sin)]
+    np.testing.assert_array_equal(ck.rope(*t, positions=torch.arange(5)), ck.rope(x, cos, sin))
+
+
+def exact_table(positions, dim, base):
+    angle = np.asarray(positions, np.longdouble)[:, None] * np.longdouble(base) ** (
+        -np.arange(0, dim, 2, dtype=np.longdouble) / dim
+    )
+    return np.cos(angle), np.sin(angle)
+
+
+@pytest.mark.parametrize("base", [10000.0, 500000.0, 1e6])
+@pytest.mark.parametrize("dim", [2, 34, 64, 128])
+def test_rope_table_is_rounded_once(isa, dim, base):
+    positions = guarded(np.array([0, 1, 7, 4095, 4096, 131071, 1000003, -5], "i8"))
+    for got, exact in zip(ck.rope_table(positions, dim, base), exact_table(positions, dim, base), strict=True):
+        exact = exact.astype("f8")
+        half_ulp = np.spacing(np.abs(exact).astype("f4")).astype("f8") / 2
+        assert_parity(got, exact, bound=half_ulp * (1 + 2.0**-20))
+        assert got.dtype == np.float32
+
+
+def test_rope_table_sees_a_float32_angle(isa):
+    positions = np.array([4095, 8190, 100001])
+    angle = positions.astype("f4")[:, None] * (np.float32(10000) ** (-np.arange(0, 64, 2, dtype="f4") / 64)).astype(
+        "f4"
+    )
+    cos, _ = ck.rope_table(positions, 64)
+    assert np.abs(np.cos(angle, dtype="f4") - exact_table(positions, 64, 10000.0)[0]).max() > 1e-5
+    assert np.abs(cos - exact_table(positions, 64, 10000.0)[0]).max() <= 2.0**-25
+
+
+def test_rope_table_bits_do_not_depend_on_isa_threads_or_rows():
+    positions = np.arange(3000)
+    bits = set()
+    for isa in ck.isas():
+        for n in 1, 2, 3, 7:
+            ck.set_num_threads(n)
+            with ck.use(isa):
+                bits.add(b"".join(a.tobytes() for a in ck.rope_table(positions, 66)))
+    assert len(bits) == 1
+    whole, one = ck.rope_table(positions, 66), ck.rope_table(positions[2345:2346].astype("i4"), 66)
+    assert [a.tobytes() for a in one] == [a[2345].tobytes() for a in whole]
+
+
+X, COS = np.ones((2, 3, 8), "f4"), np.ones((3, 4), "f4")
+SIN = COS.copy()
+READ_ONLY = np.ones((2, 3, 8), "f4")
+READ_ONLY.flags.writeable = False
+
+
+@pytest.mark.parametrize(
+    "error, text, call",
+    [
+        (TypeError, r"rope\(\): 'x' must be float32, not float64", lambda: ck.rope(X.astype("f8"), COS, SIN)),
+        (TypeError, r"rope\(\): 'cos' must be a NumPy array .* not <class 'list'>", lambda: ck.rope(X, [1.0], SIN)),
+        (
+            TypeError,
+            r"rope\(\): 'positions' must be int32 or int64, not float64",
+            lambda: ck.rope(X, COS, SIN, positions=np.ones(3)),
+        ),
+        (
+            ValueError,
+            r"rope\(\): 'sin' of shape \(3, 3\) does not fit \[S, K\], where S=3, K=4",
+            lambda: ck.rope(X, COS, SIN[:, :3]),
+        ),
+        (ValueError, r"rope\(\): 'cos' has K=4 pairs, .* only D=7", lambda: ck.rope(X[..., :7], COS, SIN)),
+        (ValueError, r"rope\(\): 'cos' has S=4 rows for T=3 tokens", lambda: ck.rope(X, *table(np.arange(4), 4))),
+        (ValueError, r"rope\(\): 'cos' has S=1 rows for T=3 tokens", lambda: ck.rope(X, COS[:1], SIN[:1])),
+        (
+            ValueError,
+            r"rope\(\): 'x' must be contiguous along its last axis",
+            lambda: ck.rope(X[..., ::2], COS[:, :2], SIN[:, :2]),
+        ),
+        (ValueError, r"rope\(\): 'x' of shape \(8,\) does not fit", lambda: ck.rope(X[0, 0], COS, SIN)),
+        (
+            ValueError,
+            r"rope\(\): 'positions' of shape \(2,\) does not fit",
+            lambda: ck.rope(X, COS, SIN, positions=np.arange(2)),
+        ),
+        (
+            ValueError,
+            r"rope\(\): 'positions' of shape \(3, 3\) does not fit \[T\] or \[B, T\]",
+            lambda: ck.rope(X, COS, SIN, positions=np.zeros((3, 3), int)),
+        ),
+        (
+            ValueError,
+            r"rope\(\): 'positions' of shape \(1, 3\) does not fit",
+            lambda: ck.rope(X, COS, SIN, positions=np.zeros((1, 3), int)),
+        ),
+        (
+            ValueError,
+            r"rope\(\): 'positions' of shape \(3, 3\)",
+            lambda: ck.rope(X[0], COS, SIN, positions=np.zeros((3, 3), int)),
+        ),
+        (
+            ValueError,
+            r"rope\(\): 'out' of shape \(2, 3, 7\) does not fit",
+            lambda: ck.rope(X, COS, SIN, out=np.empty((2, 3, 7), "f4")),
+        ),
+        (ValueError, r"rope\(\): 'out' is written, but read-only", lambda: ck.rope(X, COS, SIN, out=READ_ONLY)),
+        (
+            ValueError,
+            r"rope\(\): 'out' is written and overlaps 'x'",
+            lambda: (lambda a: ck.rope(a[:2], COS, SIN, out=a[1:]))(np.ones((3, 3, 8), "f4")),
+        ),
+        (
+            ValueError,
+            r"rope_backward\(\): 'out.x' of shape \(2, 3, 7\)",
+            lambda: ck.rope_backward(X, ck.rope_forward(X, COS, SIN)[1], out=Gradients(np.empty((2, 3, 7), "f4"))),
+        ),
+        (
+            ValueError,
+            r"rope_backward\(\): 'positions' of shape \(2, 3\) does not fit .*'dy' of shape \(4, 3, 8\)",
+            lambda: ck.rope_backward(
+                np.ones((4, 3, 8), "f4"), ck.rope_forward(X, COS, SIN, positions=np.zeros((2, 3), int))[1]
+            ),
+        ),
+        (
+            ValueError,
+            r"rope_table\(\): 'dim' must be even and not negative, not 5",
+            lambda: ck.rope_table(np.arange(3), 5),
+        ),
+        (
+            ValueError,
+            r"rope_table\(\): 'dim' must be even and not negative, not -2",
+            lambda: ck.rope_table(np.arange(3), -2),
+        ),
+        (TypeError, r"rope_table\(\): 'dim' must be an integer, not float", lambda: ck.rope_table(np.arange(3), 4.0)),
+        (
+            ValueError,
+            r"rope_table\(\): 'base' must be positive and finite, not -1",
+            lambda: ck.rope_table(np.arange(3), 4, -1),
+        ),
+        (
+            ValueError,
+            r"rope_table\(\): 'base' must be positive and finite, not nan",
+            lambda: ck.rope_table(np.arange(3), 4, np.nan),
+        ),
+        (
+            ValueError,
+            r"rope_table\(\): 'scaling' must be None.* not 'yarn'",
+            lambda: ck.rope_table(np.arange(3), 4, scaling="yarn"),
+        ),
+        (
+            ValueError,
+            r"rope_table\(\): 'positions' of shape \(2, 3\) does not fit \[T\]",
+            lambda: ck.rope_table(np.zeros((2, 3), int), 4),
+        ),
+        (
+            TypeError,
+            r"rope_table\(\): 'positions' must be int32 or int64, not float32",
+            lambda: ck.rope_table(np.zeros(3, "f4"), 4),
+        ),
+        (TypeError, r"rope_table\(\): 'positions' must be a NumPy array", lambda: ck.rope_table(7, 4)),
+    ],
+)
+def test_rope_refuses(error, text, call):
+    with pytest.raises(error, match=text):
+        call()
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_rope_refuses_a_position_outside_the_table(isa, bad):
+    out = np.full_like(X, 5)
+    with pytest.raises(IndexError, match=rf"rope\(\): 'positions' holds {bad}, and the table has 3 rows"):
+        ck.rope(X, COS, SIN, positions=np.array([[0, 1, 2], [0, 1, bad]]), out=out)
+    assert (out == 5).all()
