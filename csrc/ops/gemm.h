@@ -12,8 +12,8 @@
  * batch are counted on: row m of item b is row b*M + m; with share_a (share_b) all items have the one a (b).  Where
  * `packed` is given (gemm_pack.h), it is read instead of b.
  *
- * Order of every sum: k in blocks of CK_GEMM_K, anchored at 0; inside a block one chain of fused multiply-adds from
- * zero, k ascending; then the blocks, ascending.  Nothing else enters into the bits of an element: not M, N, its place,
+ * Order of every sum: k in blocks of 64 (CK_CHAIN of simd/tile.h), anchored at 0; inside a block one chain of fused
+ * multiply-adds from zero, k ascending; then the blocks, ascending.  Nothing else enters into the bits of an element: not M, N, its place,
  * the batch, the threads, packing, transposes, nor avx2 or avx512.  baseline multiplies, then adds.
  *
  * Where OpenBLAS is chosen (runtime/blas.h), the order of the sums is its own.  The kernel then finds the sums of its
@@ -49,7 +49,7 @@ ck_status ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a);
 typedef enum { CK_NO_ACTIVATION, CK_RELU, CK_SILU, CK_ACTIVATIONS } ck_activation;
 
 enum {
-    CK_GEMM_K = 256,       /* block of k: see docs/decisions/gemm-order.md */
+    CK_GEMM_K = 256,       /* of k at a time: a multiple of CK_CHAIN, so it does not enter into the order */
     CK_GEMM_ROWS = 168,    /* most rows of a task: 12 tiles of 14, 28 of 6; with k and the sum within half of L2 */
     CK_GEMM_COLUMNS = 256, /* most columns of a task */
     CK_GEMM_STEP = CK_GEMM_K + 16, /* from row to row of A in scratch: rows of a tile fall in different cache sets */

@@ -5,7 +5,7 @@
  *
  *     CK_TILE_ROWS, CK_TILE_PANELS   the largest tile whose sums fit the registers of this instruction set
  *     v16_transpose(to, step, from, n)   to[j*step + i] = from[i][j], i < 16, j < n <= 16; float rows of 16
- *     ck_tile(rows, panels, ...)     sums of one block of k, each one chain of v16_fma from zero, k ascending
+ *     ck_tile(rows, panels, ...)     sums of a tile over k, in the order of additions of every product here
  *
  * A panel is [k][16]: sixteen columns of the right operand.
  */
@@ -26,13 +26,13 @@
 #define CK_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/*
- * sum[i][16j..] = (first ? 0 : what is there) + sum_k a[i*step + k] * b[j*panel + 16k..], i < rows, j < panels: both
- * constants where it is called.  `sum` has rows `stride` apart.
- */
+/* From one partial sum to the next: see docs/decisions/0002-order-of-additions.md. */
+enum { CK_CHAIN = 64 };
+
+/* sum[i][16j..] = (first ? 0 : what is there) + sum_k a[i*step + k] * b[j*panel + 16k..], one chain a lane */
 static inline __attribute__((always_inline)) void
-ck_tile(size_t rows, size_t panels, const float *a, size_t step, const float *b, size_t panel, size_t K, float *sum,
-        size_t stride, bool first)
+ck_tile_chain(size_t rows, size_t panels, const float *a, size_t step, const float *b, size_t panel, size_t K, float *sum,
+              size_t stride, bool first)
 {
     v16 s[CK_TILE_ROWS][CK_TILE_PANELS];
 
@@ -54,5 +54,18 @@ ck_tile(size_t rows, size_t panels, const float *a, size_t step, const float *b,
             float *at = sum + i * stride + 16 * j;
             v16_store_f32(at, first ? s[i][j] : v16_add(v16_load_f32(at, 16), s[i][j]), 16);
         }
+}
+
+/*
+ * The same for any K: k in blocks of CK_CHAIN, each a chain of v16_fma from zero, k ascending, added to `sum` in turn.
+ * rows and panels are constants where it is called; `sum` has rows `stride` apart.
+ */
+static inline __attribute__((always_inline)) void
+ck_tile(size_t rows, size_t panels, const float *a, size_t step, const float *b, size_t panel, size_t K, float *sum,
+        size_t stride, bool first)
+{
+    for (size_t k = 0; k < K; k += CK_CHAIN)
+        ck_tile_chain(rows, panels, a + k, step, b + 16 * k, panel, K - k < CK_CHAIN ? K - k : CK_CHAIN, sum, stride,
+                      first && k == 0);
 }
 #endif

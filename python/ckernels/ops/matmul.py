@@ -30,8 +30,9 @@ def _way(transpose_a, transpose_b, direction):
 
 def _refuse_batch(a, b, op):
     """Leading axes agree, or b has none; all else the op itself refuses."""
-    batch, other = (tuple(getattr(x, "shape", ())[:-2]) for x in (a, b))
-    if other and other != batch:
+    shape, other = (tuple(getattr(x, "shape", ())) for x in (a, b))
+    batch, other = shape[:-2], other[:-2]
+    if other and other != batch and len(shape) >= 2:
         raise ValueError(f"{op}(): 'b' has leading axes {other}, 'a' has {batch}: they must be equal, or 'b' has none")
 
 
@@ -58,7 +59,7 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False, out=None):
 
     Notes
     -----
-    The order of additions and the promises of :func:`ckernels.linear`: k in blocks of 256, one ascending chain of fused
+    The order of additions and the promises of :func:`ckernels.linear`: k in blocks of 64, one ascending chain of fused
     multiply-adds in each, then the blocks in order, whichever way the operands lie.  Of an operand the last axis must be
     contiguous: ``matmul(a, b.swapaxes(-1, -2))`` is spelled ``matmul(a, b, transpose_b=True)``.
 
