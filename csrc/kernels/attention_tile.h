@@ -9,7 +9,7 @@
  */
 #include "kernels/kernel.h"
 #include "simd/math.h"
-#include "simd/registers.h"
+#include "simd/tile.h"
 #include "simd/words.h"
 
 #include <math.h>
@@ -110,20 +110,24 @@ pack_rows(float *to, size_t depth, const char *rows, ptrdiff_t step, span of, si
     return v16_sum(strange) == 0.0f;
 }
 
-/* Rows from..to as columns: panel j holds rows 16j.. over the depth D; 0 for rows of a panel that are not in reach. */
+/* Sixteen rows of which those in `of` are there, from column d, as columns: to[c * 16 + row]; the rest 0. */
+static inline void
+turn(float *to, const char *rows, ptrdiff_t step, size_t first, span of, size_t d, size_t D)
+{
+    static const float nothing[16];
+    const float *from[16];
+    for (size_t i = 0; i < 16; i++)
+        from[i] = first + i >= of.from && first + i < of.to ? (const float *)(rows + (ptrdiff_t)(first + i) * step) + d : nothing;
+    v16_transpose(to, 16, from, D - d < 16 ? D - d : 16);
+}
+
+/* Rows from..to as columns: panel j holds rows 16j.. over the depth D. */
 static inline void
 pack_columns(float *to, const char *rows, ptrdiff_t step, span of, size_t D)
 {
     for (size_t i = of.from / 16 * 16; i < of.to; i += 16)
-        for (size_t d = 0; d < D; d += 16) {
-            v16 x[16];
-            for (size_t j = 0; j < 16; j++)
-                x[j] = i + j >= of.from && i + j < of.to
-                           ? v16_load((const elem *)(rows + (ptrdiff_t)(i + j) * step) + d, D - d) : v16_zero();
-            v16_transpose(x);
-            for (size_t j = 0; j < (D - d < 16 ? D - d : 16); j++)
-                v16_store_f32(to + i * D + (d + j) * 16, x[j], 16);
-        }
+        for (size_t d = 0; d < D; d += 16)
+            turn(to + i * D + d * 16, rows, step, i, of, d, D);
 }
 
 /* ---- products ---- */
@@ -136,40 +140,33 @@ ALWAYS void
 tile(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, before c_is, const size_t rows,
      const size_t panels)
 {
-    v16 sum[8][4];
-#pragma GCC unroll 8
-    for (size_t r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (size_t j = 0; j < panels; j++)
+    v16 sum[ROWS][4];
+    CK_UNROLL for (size_t r = 0; r < rows; r++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++)
             sum[r][j] = c_is == GO_ON ? v16_load_f32(c + r * ldc + 16 * j, 16) : v16_zero();
     for (size_t i = k.from; i < k.to; i++) {
         v16 x[4];
-#pragma GCC unroll 4
-        for (size_t j = 0; j < panels; j++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++)
             x[j] = v16_load_f32(b + (j * depth + i) * 16, 16);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < rows; r++) {
+        CK_UNROLL for (size_t r = 0; r < rows; r++) {
             const v16 y = v16_splat(a[r * lda + i]);
-#pragma GCC unroll 4
-            for (size_t j = 0; j < panels; j++)
+            CK_UNROLL for (size_t j = 0; j < panels; j++)
                 sum[r][j] = v16_fma(y, x[j], sum[r][j]);
         }
     }
-#pragma GCC unroll 8
-    for (size_t r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (size_t j = 0; j < panels; j++) {
+    CK_UNROLL for (size_t r = 0; r < rows; r++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++) {
             float *to = c + r * ldc + 16 * j;
             v16_store_f32(to, c_is == ADD ? v16_add(v16_load_f32(to, 16), sum[r][j]) : sum[r][j], 16);
         }
 }
 
-/* `rows` rows with all panels, `at_once` of them at a time: as many as registers hold beside the rows' own. */
+/* `rows` rows with all panels, `at_once` of them at a time: as many as have sums in registers, up to four. */
 ALWAYS void
 tiles(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, before c_is, size_t panels,
       const size_t rows)
 {
-    const size_t most = CK_REGISTERS * 3 / 4 / rows, at_once = most > 4 ? 4 : most > 1 ? most : 1;
+    const size_t most = CK_TILE_ROWS * CK_TILE_PANELS / rows, at_once = most > 4 ? 4 : most > 1 ? most : 1;
     size_t j = 0;
     for (; panels - j >= at_once; j += at_once)
         tile(c + 16 * j, ldc, a, lda, b + j * depth * 16, depth, k, c_is, rows, at_once);
