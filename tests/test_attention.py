@@ -72,6 +72,7 @@ def inputs(rng, B, H, G, T, S, D, scale=1.0):
     return (normal(rng, B, H, T, D, scale=scale), normal(rng, B, G, S, D, scale=scale), normal(rng, B, G, S, D))
 
 
+SINKS = np.concatenate([[9, -np.inf], np.linspace(-3, 3, 12)]).astype("f4")
 # (B, H, G, T, S, D), pairwise distinct where it can be; GQA ratios 1, 2, 3, 7, and what is tested with it.
 CASES = {
     "one": ((1, 1, 1, 1, 1, 5), {}),
@@ -89,7 +90,7 @@ CASES = {
     "window right": ((1, 2, 1, 10, 300, 12), {"window": (None, 3), "q_offset": 255}),
     "window causal past a partition": ((1, 2, 1, 9, 4104, 8), {"window": (300, None), "is_causal": True, "q_offset": 4095}),
     "softcap": ((1, 2, 1, 19, 261, 48), {"softcap": 1.5, "is_causal": True, "q_offset": 242}),
-    "sinks": ((2, 4, 2, 11, 270, 20), {"sinks": np.array([0.5, -3, 9, -np.inf], "f4"), "is_causal": True}),
+    "sinks": ((3, 14, 2, 23, 270, 20), {"sinks": SINKS, "is_causal": True, "q_offset": np.array([0, 7, 247])}),
     "negative offset": ((1, 2, 1, 9, 12, 7), {"is_causal": True, "q_offset": -4}),
 }
 
@@ -148,8 +149,12 @@ def test_attention_backward_matches_autograd(isa, rng, case):
     out = type(ck.attention_backward(dy, ctx))(*(unwritten(x.shape) for x in (q, k, v)))
     grads = ck.attention_backward(guarded(dy), ctx, out=out)
     exact, peer = (gradients(p, q, k, v, dy, **options) for p in (torch.float64, torch.float32))
+    wide, total = formula(*(at(torch.float64, x) for x in (q, k, v)), **{n: at(torch.float64, x) for n, x in options.items()})
     for name, ours, e, p in zip(("q", "k", "v", "sinks"), grads, exact, peer, strict=False):
-        if case == "one" and name in "qk":  # the softmax of one score is constant
-            assert not e.any() and not ours.any()
+        if case == "one" and name in "qk":  # the softmax of one score is constant: what is summed cancels
+            assert np.abs(ours).max() <= 2 * np.finfo("f4").eps * np.abs(dy * v).sum() * np.abs(k + q).max()
+        elif name == "sinks":  # a sum over queries and channels of either sign
+            share = torch.exp(at(torch.float64, options["sinks"]).reshape(1, -1, 1) - total)
+            assert_parity(ours, e, p, name=name, terms=share[..., None] * wide * at(torch.float64, dy))
         else:
             assert_parity(ours, e, p, name=name)

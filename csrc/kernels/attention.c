@@ -10,7 +10,7 @@ typedef struct {
     size_t D, width, b, g, heads, t0, n; /* n queries from t0 of heads rows each; row = head * n + query */
     float *q, *y, *max, *sum;            /* [rows,width] [rows,width] [rows] [rows] */
     float *k, *v;                        /* [KEYS/16][D][16]  [width/16][KEYS][16] */
-    float *x, *part;                     /* [ROWS,KEYS] [ROWS,width], of the tile at work */
+    float *x, *part, *chain;             /* [ROWS,KEYS] [ROWS,width] [ROWS,width], of the tile at work */
 } state;
 
 static inline float
@@ -90,7 +90,7 @@ one_tile(state *s, size_t r0, size_t rows, size_t s0, const span *of, span all, 
         if (max[i] == -INFINITY) /* no weight at all: say so for sums that may meet a NaN */
             memset(x + of[i].from, 0, (of[i].to - of[i].from) * sizeof *x);
     }
-    weigh(&s->rule, s->part, s->width, s->x, KEYS, of, rows, s->v, KEYS, finite || shut.of[0] == NULL ? NULL : &shut);
+    weigh(&s->rule, s->part, s->chain, s->width, s->x, KEYS, of, rows, s->v, KEYS, finite || shut.of[0] == NULL ? NULL : &shut);
     for (size_t i = 0; i < rows; i++)
         if (max[i] != -INFINITY)
             merge(s, r0 + i, max[i], sum[i], s->part + i * s->width);
@@ -147,7 +147,8 @@ one_block(const struct ck_attention_fwd *a, size_t b, size_t g, size_t t0, size_
     s.v = s.k + KEYS * width;
     s.x = s.v + KEYS * width;
     s.part = s.x + ROWS * KEYS;
-    s.max = s.part + ROWS * width;
+    s.chain = s.part + ROWS * width;
+    s.max = s.chain + ROWS * width;
     s.sum = s.max + rows;
 
     span reach = {0, 0};

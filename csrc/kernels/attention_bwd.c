@@ -11,16 +11,6 @@ typedef struct {
     float max, share, dot; /* share = 1 / sum; 0 where the query saw nothing, and then max is 0 */
 } query;
 
-/* Sixteen rows of an array, of which n are there, from column d: x[c] is column d + c of them. */
-ALWAYS void
-load_columns(v16 x[16], const ck_array *of, size_t b, size_t h, size_t t0, size_t n, size_t d, size_t D)
-{
-    const char *rows = rows_at(of, b, h) + (ptrdiff_t)t0 * of->stride[2];
-    for (size_t i = 0; i < 16; i++)
-        x[i] = i < n ? v16_load((const elem *)(rows + (ptrdiff_t)i * of->stride[2]) + d, D - d) : v16_zero();
-    v16_transpose(x);
-}
-
 /*
  * dot[t] = sum_d dy[t,d] * y[t,d] - dlse[t], in the order in which a tile sums dy * v: where one key has all the weight,
  * y is its v and the two cancel to 0, as they should.
@@ -28,21 +18,22 @@ load_columns(v16 x[16], const ck_array *of, size_t b, size_t h, size_t t0, size_
 static void
 queries_of(const struct ck_attention_bwd *a, size_t b, size_t h, size_t t0, size_t n, query *to)
 {
+    const char *dy = rows_at(&a->dy, b, h) + (ptrdiff_t)t0 * a->dy.stride[2];
+    const char *y = rows_at(&a->y, b, h) + (ptrdiff_t)t0 * a->y.stride[2];
     for (size_t i = 0; i < n; i += 16) {
-        float dots[16];
-        v16 dot = v16_zero(), chain = v16_zero(), dy[16], y[16];
+        float dots[16], x[16][16], z[16][16];
+        v16 dot = v16_zero(), chain = v16_zero();
         for (size_t d = 0; d < a->D; d += 16) {
             if (d != 0 && d % CHAIN == 0) {
                 dot = d == CHAIN ? chain : v16_add(dot, chain);
                 chain = v16_zero();
             }
-            load_columns(dy, &a->dy, b, h, t0 + i, n - i, d, a->D);
-            load_columns(y, &a->y, b, h, t0 + i, n - i, d, a->D);
+            turn(x[0], dy, a->dy.stride[2], i, (span){0, n}, d, a->D);
+            turn(z[0], y, a->y.stride[2], i, (span){0, n}, d, a->D);
             for (size_t c = 0; c < (a->D - d < 16 ? a->D - d : 16); c++)
-                chain = v16_fma(dy[c], y[c], chain);
+                chain = v16_fma(v16_load_f32(x[c], 16), v16_load_f32(z[c], 16), chain);
         }
-        dot = a->D <= CHAIN ? chain : v16_add(dot, chain);
-        v16_store_f32(dots, dot, 16);
+        v16_store_f32(dots, a->D <= CHAIN ? chain : v16_add(dot, chain), 16);
         for (size_t j = i; j < n && j < i + 16; j++) {
             const size_t row = (b * a->H + h) * a->T + t0 + j;
             const float of = dots[j - i] - (a->dlse != NULL ? a->dlse[row] : 0.0f);
@@ -68,7 +59,7 @@ differentiate(float *x, float *dp, const float *slope, size_t i, v16 max, v16 sh
 typedef struct {
     rule rule;
     size_t D, width, b, g, heads;
-    float *x, *dp, *slope, *part;        /* [ROWS,KEYS] three times, [ROWS,width]: of the tile at work */
+    float *x, *dp, *slope, *part, *chain; /* [ROWS,KEYS] three times, [ROWS,width] twice: of the tile at work */
     float *columns, *other_columns;      /* packed: [KEYS/16][D][16] */
     float *rows, *other_rows;            /* packed: [width/16][KEYS][16] */
     float *own, *other_own;              /* this task's rows, [rows,width]: q and dy, or k and v */
@@ -84,7 +75,8 @@ layout(const struct ck_attention_bwd *a, size_t b, size_t g, size_t rows, float 
     s.dp = s.x + ROWS * KEYS;
     s.slope = s.dp + ROWS * KEYS;
     s.part = s.slope + ROWS * KEYS;
-    s.columns = s.part + ROWS * width;
+    s.chain = s.part + ROWS * width;
+    s.columns = s.chain + ROWS * width;
     s.other_columns = s.columns + KEYS * width;
     s.rows = s.other_columns + KEYS * width;
     s.other_rows = s.rows + KEYS * width;
@@ -94,13 +86,6 @@ layout(const struct ck_attention_bwd *a, size_t b, size_t g, size_t rows, float 
     s.other_sum = s.sum + rows * width;
     s.query = (query *)(s.other_sum + rows * width);
     return s;
-}
-
-static inline void
-add_rows(float *sum, const float *part, size_t n)
-{
-    for (size_t i = 0; i < n; i += 16)
-        v16_store_f32(sum + i, v16_add(v16_load_f32(sum + i, 16), v16_load_f32(part + i, 16)), 16);
 }
 
 /* n rows of D, times a factor, to where they belong. */
@@ -140,7 +125,7 @@ queries_tile(state *s, size_t t0, size_t n, size_t r0, size_t rows, size_t s0, c
         for (size_t j = of[i].from / 16 * 16; j < of[i].to; j += 16)
             differentiate(x, dp, slope, j, v16_splat(k->max), v16_splat(k->share), v16_splat(k->dot));
     }
-    weigh(&s->rule, s->part, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, finite || shut.of[0] == NULL ? NULL : &shut);
+    weigh(&s->rule, s->part, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, finite || shut.of[0] == NULL ? NULL : &shut);
     add_rows(s->sum + r0 * s->width, s->part, rows * s->width);
 }
 
@@ -251,9 +236,9 @@ keys_tile(state *s, size_t h, size_t t0, size_t s0, size_t r0, size_t rows, cons
             differentiate(x, dp, slope, j, v16_load_f32(max + j, 16), v16_load_f32(share + j, 16), v16_load_f32(dot + j, 16));
     }
     const closed *skip = finite || shut.of[0] == NULL ? NULL : &shut;
-    weigh(&s->rule, s->part, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, skip);
+    weigh(&s->rule, s->part, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, skip);
     add_rows(s->sum + r0 * s->width, s->part, rows * s->width);
-    weigh(&s->rule, s->part, s->width, s->x, KEYS, of, rows, s->other_rows, KEYS, skip);
+    weigh(&s->rule, s->part, s->chain, s->width, s->x, KEYS, of, rows, s->other_rows, KEYS, skip);
     add_rows(s->other_sum + r0 * s->width, s->part, rows * s->width);
 }
 

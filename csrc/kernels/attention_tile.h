@@ -9,7 +9,7 @@
  */
 #include "kernels/kernel.h"
 #include "simd/math.h"
-#include "simd/registers.h"
+#include "simd/tile.h"
 #include "simd/words.h"
 
 #include <math.h>
@@ -17,7 +17,7 @@
 
 #define ALWAYS static inline __attribute__((always_inline))
 
-enum { KEYS = CK_ATTENTION_KEYS, CHAIN = CK_ATTENTION_CHAIN, ROWS = 6 }; /* rows of a tile: 6 x 16 fills the sixteen registers of AVX2 */
+enum { KEYS = CK_ATTENTION_KEYS, CHAIN = CK_ATTENTION_CHAIN, TERMS = CK_ATTENTION_TERMS, ROWS = 6 }; /* rows of a tile: 6 x 16 fills the sixteen registers of AVX2 */
 
 typedef struct { size_t from, to; } span; /* empty: {0, 0} */
 
@@ -110,20 +110,24 @@ pack_rows(float *to, size_t depth, const char *rows, ptrdiff_t step, span of, si
     return v16_sum(strange) == 0.0f;
 }
 
-/* Rows from..to as columns: panel j holds rows 16j.. over the depth D; 0 for rows of a panel that are not in reach. */
+/* Sixteen rows of which those in `of` are there, from column d, as columns: to[c * 16 + row]; the rest 0. */
+static inline void
+turn(float *to, const char *rows, ptrdiff_t step, size_t first, span of, size_t d, size_t D)
+{
+    static const float nothing[16];
+    const float *from[16];
+    for (size_t i = 0; i < 16; i++)
+        from[i] = first + i >= of.from && first + i < of.to ? (const float *)(rows + (ptrdiff_t)(first + i) * step) + d : nothing;
+    v16_transpose(to, 16, from, D - d < 16 ? D - d : 16);
+}
+
+/* Rows from..to as columns: panel j holds rows 16j.. over the depth D. */
 static inline void
 pack_columns(float *to, const char *rows, ptrdiff_t step, span of, size_t D)
 {
     for (size_t i = of.from / 16 * 16; i < of.to; i += 16)
-        for (size_t d = 0; d < D; d += 16) {
-            v16 x[16];
-            for (size_t j = 0; j < 16; j++)
-                x[j] = i + j >= of.from && i + j < of.to
-                           ? v16_load((const elem *)(rows + (ptrdiff_t)(i + j) * step) + d, D - d) : v16_zero();
-            v16_transpose(x);
-            for (size_t j = 0; j < (D - d < 16 ? D - d : 16); j++)
-                v16_store_f32(to + i * D + (d + j) * 16, x[j], 16);
-        }
+        for (size_t d = 0; d < D; d += 16)
+            turn(to + i * D + d * 16, rows, step, i, of, d, D);
 }
 
 /* ---- products ---- */
@@ -136,40 +140,33 @@ ALWAYS void
 tile(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, before c_is, const size_t rows,
      const size_t panels)
 {
-    v16 sum[8][4];
-#pragma GCC unroll 8
-    for (size_t r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (size_t j = 0; j < panels; j++)
+    v16 sum[ROWS][4];
+    CK_UNROLL for (size_t r = 0; r < rows; r++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++)
             sum[r][j] = c_is == GO_ON ? v16_load_f32(c + r * ldc + 16 * j, 16) : v16_zero();
     for (size_t i = k.from; i < k.to; i++) {
         v16 x[4];
-#pragma GCC unroll 4
-        for (size_t j = 0; j < panels; j++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++)
             x[j] = v16_load_f32(b + (j * depth + i) * 16, 16);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < rows; r++) {
+        CK_UNROLL for (size_t r = 0; r < rows; r++) {
             const v16 y = v16_splat(a[r * lda + i]);
-#pragma GCC unroll 4
-            for (size_t j = 0; j < panels; j++)
+            CK_UNROLL for (size_t j = 0; j < panels; j++)
                 sum[r][j] = v16_fma(y, x[j], sum[r][j]);
         }
     }
-#pragma GCC unroll 8
-    for (size_t r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (size_t j = 0; j < panels; j++) {
+    CK_UNROLL for (size_t r = 0; r < rows; r++)
+        CK_UNROLL for (size_t j = 0; j < panels; j++) {
             float *to = c + r * ldc + 16 * j;
             v16_store_f32(to, c_is == ADD ? v16_add(v16_load_f32(to, 16), sum[r][j]) : sum[r][j], 16);
         }
 }
 
-/* `rows` rows with all panels, `at_once` of them at a time: as many as registers hold beside the rows' own. */
+/* `rows` rows with all panels, `at_once` of them at a time: as many as have sums in registers, up to four. */
 ALWAYS void
 tiles(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t depth, span k, before c_is, size_t panels,
       const size_t rows)
 {
-    const size_t most = CK_REGISTERS * 3 / 4 / rows, at_once = most > 4 ? 4 : most > 1 ? most : 1;
+    const size_t most = CK_TILE_ROWS * CK_TILE_PANELS / rows, at_once = most > 4 ? 4 : most > 1 ? most : 1;
     size_t j = 0;
     for (; panels - j >= at_once; j += at_once)
         tile(c + 16 * j, ldc, a, lda, b + j * depth * 16, depth, k, c_is, rows, at_once);
@@ -257,7 +254,7 @@ is_shut(const rule *u, const char *m, ptrdiff_t step, size_t i)
 }
 
 /*
- * weigh() for one row where a packed row is not finite: a closed entry's weight is 0, but 0 * NaN is NaN, so its row is
+ * weigh_some() for one row where a packed row is not finite: a closed entry's weight is 0, but 0 * NaN is NaN, so its row is
  * taken with 0 in place of what is not finite.  Elsewhere the same numbers in the same order.
  */
 static void
@@ -276,38 +273,71 @@ weigh_strange(const rule *u, float *c, const float *w, span of, const float *b, 
     }
 }
 
-/* What a row of weights may not touch: the mask along it, where packed rows are not finite; NULL: nothing. */
+/* Where the mask of each row of weights begins, for packed rows that are not finite. */
 typedef struct {
     const char *of[ROWS];
     ptrdiff_t step;
 } closed;
 
-/* c[r,:] = sum over k in of[r], ascending, of w[r,k] * row k of the packed b.  The keys that all rows see go together. */
+/* c[r,:] += sum over k in of[r], ascending, of w[r,k] * row k of the packed b.  The keys that all rows see go together. */
 static void
-weigh(const rule *u, float *c, size_t width, const float *w, size_t ldw, const span *of, size_t rows, const float *b,
-      size_t depth, const closed *shut)
+weigh_some(float *c, size_t width, const float *w, size_t ldw, const span *of, size_t rows, const float *b, size_t depth)
 {
     const size_t panels = width / 16;
     span all = of[0];
-    memset(c, 0, rows * width * sizeof *c);
     for (size_t r = 1; r < rows; r++)
         all = (span){all.from > of[r].from ? all.from : of[r].from, all.to < of[r].to ? all.to : of[r].to};
-    if (shut != NULL) {
-        for (size_t r = 0; r < rows; r++)
-            weigh_strange(u, c + r * width, w + r * ldw, of[r], b, depth, panels, shut->of[r], shut->step);
-        return;
+    for (size_t r = 0; r < rows; r++) {
+        const span before = {of[r].from, all.from < all.to ? all.from : of[r].to};
+        if (before.from < before.to)
+            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, before, GO_ON, panels);
     }
-    if (all.from >= all.to) {
-        for (size_t r = 0; r < rows; r++)
-            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, of[r], GO_ON, panels);
+    if (all.from >= all.to)
         return;
-    }
-    for (size_t r = 0; r < rows; r++)
-        if (of[r].from < all.from)
-            product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, (span){of[r].from, all.from}, GO_ON, panels);
     product(c, width, w, ldw, rows, b, depth, all, GO_ON, panels);
     for (size_t r = 0; r < rows; r++)
         if (all.to < of[r].to)
             product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, (span){all.to, of[r].to}, GO_ON, panels);
+}
+
+static inline void
+add_rows(float *sum, const float *part, size_t n)
+{
+    for (size_t i = 0; i < n; i += 16)
+        v16_store_f32(sum + i, v16_add(v16_load_f32(sum + i, 16), v16_load_f32(part + i, 16)), 16);
+}
+
+/*
+ * c[r,:] = sum over k in of[r] of w[r,k] * row k of the packed b: a chain for every CK_ATTENTION_TERMS of k, anchored at
+ * 0, and the chains added in order.  c and chain are [ROWS,width]; shut is NULL where packed rows are finite.
+ */
+static void
+weigh(const rule *u, float *c, float *chain, size_t width, const float *w, size_t ldw, const span *of, size_t rows,
+      const float *b, size_t depth, const closed *shut)
+{
+    const size_t panels = width / 16;
+    span any = {0, 0};
+    memset(c, 0, rows * width * sizeof *c);
+    for (size_t r = 0; r < rows; r++)
+        any = around(any, of[r]);
+    for (size_t k = any.from / TERMS * TERMS; k < any.to; k += TERMS) {
+        span now[ROWS];
+        bool same = shut == NULL;
+        for (size_t r = 0; r < rows; r++) {
+            now[r] = within(of[r], k, TERMS);
+            now[r] = (span){now[r].from + k, now[r].to + k};
+            same = same && now[r].from == now[0].from && now[r].to == now[0].to;
+        }
+        if (same) {
+            product(c, width, w, ldw, rows, b, depth, now[0], ADD, panels);
+            continue;
+        }
+        memset(chain, 0, rows * width * sizeof *chain);
+        if (shut == NULL)
+            weigh_some(chain, width, w, ldw, now, rows, b, depth);
+        for (size_t r = 0; shut != NULL && r < rows; r++)
+            weigh_strange(u, chain + r * width, w + r * ldw, now[r], b, depth, panels, shut->of[r], shut->step);
+        add_rows(c, chain, rows * width);
+    }
 }
 #endif

@@ -31,9 +31,10 @@
  * Saved for backward: max and sum, apart (their logarithm added up would lose ulps at large scores), and y.
  *
  * Order of sums, which makes a query's bits the same alone, in a batch, in a chunk, and on any number of threads: keys in
- * partitions of CK_ATTENTION_KEYS anchored at key 0, each with a maximum, a sum (16 lanes over s, then by halves) and
- * a chain over s ascending for each d of its own; partitions in which the query sees nothing left out; the others
- * merged ascending.  dq likewise.  dk, dv: blocks of CK_ATTENTION_QUERIES queries, head by head, each a chain over t.
+ * partitions of CK_ATTENTION_KEYS anchored at key 0, each with a maximum, a sum (16 lanes over s, then by halves) and a
+ * weighted sum of v (a chain of fused multiply-adds for every CK_ATTENTION_TERMS keys, the chains added in order);
+ * partitions in which the query sees nothing left out; the others merged ascending.  dq likewise, without maxima.  dk, dv:
+ * blocks of CK_ATTENTION_QUERIES queries from query 0, head by head, each a chain over t, added in order.
  */
 #define CK_ARGS_attention_fwd(_)                \
     _(OUT,      elem,    y,        "B H T D")   \
@@ -100,6 +101,7 @@ struct ck_attention_bwd_keys {
 
 enum {
     CK_ATTENTION_CHAIN = 32,      /* terms of an inner product added one by one */
+    CK_ATTENTION_TERMS = 64,      /* terms of a weighted sum of rows added one by one */
     CK_ATTENTION_KEYS = 256,      /* of a partition */
     CK_ATTENTION_QUERIES = 64,    /* of a block in dk and dv */
     CK_ATTENTION_KEY_BLOCK = 126, /* of a task of dk and dv: full tiles of six rows */
@@ -121,6 +123,6 @@ static inline size_t
 ck_attention_scratch(size_t rows, size_t D)
 {
     const size_t width = (D + 15) / 16 * 16;
-    return (rows * (4 * width + 16) + 4 * CK_ATTENTION_KEYS * width + 6 * (4 * CK_ATTENTION_KEYS + width) + 1024) * sizeof(float);
+    return (rows * (4 * width + 16) + 4 * CK_ATTENTION_KEYS * width + 6 * (4 * CK_ATTENTION_KEYS + 2 * width) + 1024) * sizeof(float);
 }
 #endif
