@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+
 from ckernels import cli
 from ckernels.parity import compare, levels, report
 
