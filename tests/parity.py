@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from ckernels.parity import assert_parity
 
 

@@ -1,5 +1,6 @@
 """The command line: every exit code, every format, and what it says to wrong usage."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+
 from ckernels import cli
 from ckernels.parity import compare, levels, report
 
@@ -274,3 +276,24 @@ def test_compare_refuses_what_it_cannot_read(arrays, name, capsys):
         (arrays / name).write_bytes(b"not an array file")
     assert cli.main(["compare", str(arrays / name), str(arrays / "exact.npy")]) == 4
     assert name in capsys.readouterr().err
+
+
+def test_a_terminal_gets_colours_and_whole_lines(level, monkeypatch):
+    """No cell is cut to the width of the terminal: the name and the verdict are what is looked for."""
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    long = "a_name_that_is_much_longer_than_any_column_of_a_narrow_terminal_would_be"
+    output = report.TextReport(stream)
+    output.progress("working")
+    output.level("title", [case("EXACT", long, error=1e-7), case("EXCESS_DRIFT", note="why")], 1.0)
+    output.end(report.Summary.of([case("EXACT")], 1.0))
+    text = stream.getvalue()
+    assert "\x1b[32mEXACT" in text and "EXCESS_DRIFT" in text and "why" in text
+    assert any(long in line and "1.00e-07" in line and "EXACT" in line for line in text.splitlines())

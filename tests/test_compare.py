@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from ckernels.parity import Verdict, assert_parity, compare
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from ckernels.parity import Verdict, levels, ops
 from ckernels.parity.specs import SPECS, names
 
@@ -50,14 +51,15 @@ class Pretender:
     def _forward(self, spec):
         def call(**inputs):
             inputs = {"interleaved": False, **inputs} if spec.name == "rope" else inputs
-            lse = inputs.pop("return_lse", False)
-            results = tuple(self._finish(spec.name, self._compute(spec, self._wrong(spec.name, inputs))).values())
-            if lse:
-                chosen = next(s for s in SPECS if s.what == "forward lse")
-                return *results, chosen.peer(self._wrong(spec.name, inputs))["lse"]
+            chosen = self._pass(spec, inputs)
+            results = tuple(self._finish(spec.name, self._compute(chosen, self._wrong(spec.name, inputs))).values())
             return results if len(results) > 1 else results[0]
 
         return call
+
+    def _pass(self, spec, inputs):
+        what = f"{spec.what} +lse" if inputs.get("return_lse") else spec.what
+        return next(s for s in SPECS if (s.name, s.what) == (spec.name, what))
 
     def _compute(self, spec, inputs):
         # Tables must be better than PyTorch's, whose angles are float32.
@@ -70,7 +72,7 @@ class Pretender:
 
     def _backward(self, spec):
         def call(dy, inputs):
-            results = self._finish(spec.name, spec.peer(self._wrong(spec.name, inputs)))
+            results = self._finish(spec.name, self._pass(spec, inputs).peer(self._wrong(spec.name, inputs)))
             return SimpleNamespace(**{k.removeprefix("d"): v for k, v in results.items()})
 
         return call

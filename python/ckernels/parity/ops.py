@@ -104,7 +104,7 @@ class _Tally:
         return Case(
             "ops",
             spec.name,
-            f"{spec.what} {output}".strip() if output not in spec.what.split() else spec.what,
+            f"{spec.what} {output}".strip(),
             self.dtype,
             isa,
             self.verdict,

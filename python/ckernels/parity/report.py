@@ -174,43 +174,35 @@ class TextReport:
         rows = [_row(c) for c in shown]
         columns = [c for c in _COLUMNS if c == "verdict" or any(row[c] for row in rows)]
         if rows:
-            if self.console is not None:
-                self._rich(columns, rows, shown)
-            else:
-                self._plain(columns, rows, shown)
+            self._table(columns, rows, shown)
         for case in cases:
             if case.verdict == levels.NOT_MEASURED:
                 self._print(f"not measured: {_label(case)}: {case.note}", "dim")
 
-    def _plain(self, columns, rows, cases):
+    def _table(self, columns, rows, cases):
         widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
 
         def line(row):
             cells = (row[c].rjust(widths[c]) if c in _RIGHT else row[c].ljust(widths[c]) for c in columns)
             return "  ".join(cells).rstrip()
 
-        self._print(line({c: c for c in columns}))
-        for row, case in zip(rows, cases, strict=True):
-            self._print(line(row))
-            if case.note:
-                self._print(f"    {case.note}")
-
-    def _rich(self, columns, rows, cases):
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, justify="right" if column in _RIGHT else "left", no_wrap=column != "name")
+        self._print(line({c: c for c in columns}), "underline")
         for row, case in zip(rows, cases, strict=True):
             style = _STYLES.get(case.verdict, "bold red")
-            name = Text(row["name"])
+            self._row(line(row), row["verdict"], style)
             if case.note:
-                name.append("\n" + case.note, style="dim" if case.verdict in levels.PASSING else style)
-            cells = [Text(row["verdict"], style=style) if c == "verdict" else Text(row[c]) for c in columns[1:]]
-            table.add_row(name, *cells) if columns[0] == "name" else table.add_row(*cells)
-        self.console.print(table)
+                self._print(f"    {case.note}", "dim" if case.verdict in levels.PASSING else style)
+
+    def _row(self, text, verdict, style):
+        """Print a line whose last word, the verdict, has a colour; lines are never cut to the terminal's width."""
+        if self.console is None:
+            self._print(text)
+            return
+        from rich.text import Text
+
+        line = Text(text.removesuffix(verdict))
+        line.append(verdict, style)
+        self.console.print(line, soft_wrap=True)
 
     def end(self, summary):
         """Print the summary line."""

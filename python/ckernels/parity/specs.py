@@ -8,6 +8,7 @@ itself in float32. PyTorch is imported when a spec is evaluated, not before.
 Extents within a probe differ pairwise, offsets and lengths are odd, and each probe has a reason, named in its label.
 """
 
+import dataclasses
 import functools
 import math
 import zlib
@@ -507,7 +508,18 @@ def _attention_keep(torch, B, T, S, is_causal, q_offset, window):
 
 
 def _attention_formula(
-    torch, q, k, v, attn_mask=None, is_causal=False, scale=None, q_offset=0, window=None, softcap=None, sinks=None
+    torch,
+    q,
+    k,
+    v,
+    attn_mask=None,
+    is_causal=False,
+    scale=None,
+    q_offset=0,
+    window=None,
+    softcap=None,
+    sinks=None,
+    return_lse=False,
 ):
     B, H, T, D = q.shape
     repeat = H // k.shape[1]
@@ -517,11 +529,14 @@ def _attention_formula(
         scores = softcap * torch.tanh(scores / softcap)
     keep = _attention_keep(torch, B, T, k.shape[2], is_causal, q_offset, window)
     scores, dead = _apply_masks(torch, scores, attn_mask, keep.expand(B, H, T, -1))
-    if sinks is not None:
+    if sinks is not None:  # one more key, whose value is zero
         column = sinks.reshape(1, H, 1, 1).expand(B, H, T, 1)
         scores = torch.cat((scores.masked_fill(dead, _OUT), column), -1)
-        return torch.softmax(scores, -1)[..., :-1] @ v
-    return torch.softmax(scores, -1).masked_fill(dead, 0.0) @ v
+        y = torch.softmax(scores, -1)[..., :-1] @ v
+        dead = torch.zeros_like(dead)
+    else:
+        y = torch.softmax(scores, -1).masked_fill(dead, 0.0) @ v
+    return (y, torch.logsumexp(scores, -1).masked_fill(dead[..., 0], _OUT)) if return_lse else y
 
 
 def _attention_eager(torch, q, k, v, attn_mask=None, is_causal=False, scale=None, **rest):
@@ -573,6 +588,10 @@ def _float_mask(*shape):
     return make
 
 
+def _sinks(heads):
+    return lambda rng: _normal(rng, heads)
+
+
 def _attention_probes():
     def probe(label, *sizes, quick=False, **options):
         return Probe(label, lambda r: _attention_inputs(r, *sizes, **options), quick)
@@ -590,7 +609,7 @@ def _attention_probes():
         probe("window 5 back", 1, 4, 2, 29, 29, 64, is_causal=True, window=(5, None)),
         probe("window 3 back 2 on", 1, 6, 2, 21, 27, 32, window=(3, 2), q_offset=4),
         probe("softcap", 1, 3, 1, 11, 13, 64, softcap=5.0, loud=6.0, is_causal=True, q_offset=2),
-        probe("sinks", 2, 6, 3, 7, 15, 32, sinks=lambda r: _normal(r, 6), is_causal=True, q_offset=8),
+        probe("sinks", 2, 6, 3, 7, 15, 32, sinks=_sinks(6), is_causal=True, q_offset=8),
         probe("bool mask [T,S]", 2, 4, 2, 7, 18, 32, attn_mask=_bool_mask(7, 18)),
         probe("float mask [B,1,T,S]", 2, 3, 3, 5, 19, 64, attn_mask=_float_mask(2, 1, 5, 19)),
         probe("mask with an empty row", 2, 4, 2, 7, 18, 32, attn_mask=_dead_row_mask(7, 18)),
@@ -608,32 +627,25 @@ _ATTENTION = _family(
 )
 
 
-def _lse_formula(torch, q, k, v, is_causal=False, q_offset=0, attn_mask=None, return_lse=True):
-    B, H, T, D = q.shape
-    k = k.repeat_interleave(H // k.shape[1], 1)
-    keep = _attention_keep(torch, B, T, k.shape[2], is_causal, q_offset, None).expand(B, H, T, -1)
-    scores, dead = _apply_masks(torch, (q @ k.mT) * D**-0.5, attn_mask, keep)
-    return torch.logsumexp(scores, -1).masked_fill(dead[..., 0], _OUT)
-
-
 def _lse_probe(label, *sizes, quick=False, **options):
     return Probe(label, lambda r: _attention_inputs(r, *sizes, return_lse=True, **options), quick)
 
 
+# With return_lse=True there are two outputs, and two gradients come in.
 _LSE = [
-    OpSpec(
+    dataclasses.replace(spec, what=f"{spec.what} +lse")
+    for spec in _family(
         "scaled_dot_product_attention",
-        "forward lse",
-        ("scaled_dot_product_attention",),
-        (
+        [
             _lse_probe("GQA 3, causal", 2, 9, 3, 17, 17, 64, is_causal=True, quick=True),
             _lse_probe("scores of ±200", 1, 4, 2, 9, 33, 64, loud=60.0, is_causal=True, q_offset=24),
             _lse_probe("increasing scores", 1, 4, 2, 5, 300, 64, grow=True),
             _lse_probe("mask with an empty row", 2, 4, 2, 7, 18, 32, attn_mask=_dead_row_mask(7, 18)),
-        ),
-        lambda ck, inputs: {"lse": ck.scaled_dot_product_attention(**inputs)[1]},
-        functools.partial(_evaluate, _lse_formula, ("lse",), dtype="float64"),
-        functools.partial(_evaluate, _lse_formula, ("lse",), dtype="float32"),
+            _lse_probe("sinks and an empty row", 2, 6, 3, 7, 18, 32, attn_mask=_dead_row_mask(7, 18), sinks=_sinks(6)),
+        ],
+        _attention_formula,
+        outputs=("y", "lse"),
+        wrt=("q", "k", "v", "sinks"),
     )
 ]
 
