@@ -1,5 +1,6 @@
 """Whole models: configurations, parameters, logits, gradients, caches, generation, traces."""
 import dataclasses
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import ckernels as ck
 from ckernels.io import read_gguf
 from ckernels.io.fetch import fetch
+from ckernels.io.tokenizer import Tokenizer
 from ckernels.models import Config, Model, configs, from_torch, load
 from ckernels.models.parameters import parameter_shapes
 from ckernels.parity import assert_parity
@@ -649,20 +651,10 @@ class TestTrace:
 class TestSmolLM2:
     """The real model decides in which order llama files hold the rows of q and k."""
 
-    @pytest.fixture
-    def text(self):
-        """256 tokens of English that the model's own tokenizer made, so that the next one can be guessed."""
-        pytest.importorskip("torch", reason=NO_TORCH)
-        from pydoc_data.topics import topics
-
-        from transformers import AutoTokenizer
-
+    def test_only_the_order_we_read_is_a_language_model(self):
         path = fetch("smollm2-135m", progress=False)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        return np.array(tokenizer(topics["assignment"])["input_ids"][:256])
-
-    def test_only_the_order_we_read_is_a_language_model(self, text):
-        config, params, _ = read_gguf(fetch("smollm2-135m", progress=False))
+        config, params, _ = read_gguf(path)
+        text = np.array(Tokenizer.from_gguf(path).encode(topics["assignment"])[:256])
         targets = np.append(text[1:], -100)
 
         def loss():
