@@ -88,21 +88,32 @@ def _cases(name, config, build, seed, isa, positions=None):
         else exact.layer(config, params, x, positions=positions, dy=dy, dtype="float32")
     )
     start = time.perf_counter()
-    got = run_layer(build(config, params), x, dy, positions)
+    under_test = build(config, params)
+    got, output = run_layer(under_test, x, dy, positions)
     seconds = time.perf_counter() - start
     label = name if positions is None else f"{name} from 7 and 4095"
     for what, found, right, beside in _pairs(got, want, other):
         yield judge(LEVEL, f"{label}: {what}", found, right, beside, isa=isa, seconds=seconds)
         seconds = 0.0  # the layer ran once for all stages
+    plain, ctx = under_test.forward(x, positions=positions)
+    yield _equal(f"{label}: output with and without capture", plain, output, isa)
+    dx, grads = under_test.backward(dy, ctx)
+    flat = [np.concatenate([np.ravel(array) for array in (run.dx, *run.grads.values())]) for run in (
+        exact.Run(dx=dx, grads=grads), got)]  # fmt: skip
+    yield _equal(f"{label}: gradients with and without capture", *flat, isa)
 
 
 def run_layer(layer, x, dy, positions=None):
-    """Run a layer forward and backward; what it leaves behind as a `Run`."""
+    """Run a layer forward and backward with capture; returns what it leaves behind as a `Run`, and its output."""
     stages, gradients = {}, {}
     output, ctx = layer.forward(x, positions=positions, stages=stages)
-    stages.setdefault("output", output)
     dx, grads = layer.backward(dy, ctx, stages=gradients)
-    return exact.Run(stages=stages | gradients, grads=dict(grads), dx=dx)
+    return exact.Run(stages=stages | gradients, grads=dict(grads), dx=dx), output
+
+
+def _equal(name, got, want, isa):
+    """The case of two arrays that must have the same bits."""
+    return case_of(LEVEL, name, "bits", compare(got, want, bitwise=True, name=name), isa=isa)
 
 
 def _pairs(got, want, other):

@@ -177,6 +177,7 @@ def _cases(name, config, optimizer, steps, options, model, sgd):
             envelope = [max(pair) for pair in zip(envelope, apart, strict=True)]
         if step == 1:
             yield from _first_step(label, gradients, ours.weights, right.weights, beside.weights)
+            yield _micro_batch_case(label, config, params, ids, targets, gradients, model)
         yield _loss_case(label, step, losses, envelope, seconds)
         yield _weights_case(label, step, ours.weights, right.weights, beside.weights, envelope)
 
@@ -195,6 +196,28 @@ def _first_step(label, gradients, ours, right, beside):
             else:
                 under_ceiling(case, CEILINGS[0][1])
             yield case
+
+
+def _micro_batch_case(label, config, params, ids, targets, gradients, model):
+    """One row at a time, accumulated, and divided by the number of counted targets: the gradient of the whole batch."""
+    what = "step 1 micro-batches"
+    under_test, total = model(config, {name: value.copy() for name, value in params.items()}), None
+    for row in range(len(ids)):
+        _, total = under_test.loss_and_grads(
+            ids[row : row + 1], targets[row : row + 1], reduction="sum", accumulate_into=total
+        )
+    counted = np.float32((targets != -100).sum())
+    _, right, beside = gradients
+    if total.keys() != right.keys():
+        return unmeasured(LEVEL, label, f"gradients missing or left over: {sorted(total.keys() ^ right.keys())}", what)
+    cases = []
+    for name, value in right.items():
+        report = compare(np.asarray(total[name]) / counted, value, beside[name], name=name)
+        cases.append(case_of(LEVEL, f"{label}: {name}", what, report))
+        under_ceiling(cases[-1], CEILING_EMBEDDING if name == "model.embed_tokens.weight" else CEILING_GRADIENT)
+    worst = max(cases, key=lambda case: (case.failed or not case.verdict.ok, case.margin or 0.0))
+    worst.note = worst.note or f"the worst of {len(cases)} gradients"
+    return worst
 
 
 def _ceiling(step, which, envelope):
