@@ -73,13 +73,24 @@ def with_fault(name, function):
 
 
 def test_a_correct_layer_passes_everywhere(torch):
-    cases = list(layer.run(Options(), build=Layer))
+    cases = list(layer.run(Options(full=True), build=Layer))
     assert not failed(cases), failed(cases)[0]
-    # 17 stages, their gradients, dx, 9 parameters, capture; three presets and one of them at other positions
-    assert len(cases) == 4 * PER_LAYER
+    # 17 stages, their gradients, dx, 9 parameters, capture; five presets and one of them at other positions
+    assert len(cases) == 6 * PER_LAYER
     assert {case.level for case in cases} == {"layer"}
     assert {case.what for case in cases} == {"forward", "backward", "bits"}
     assert all(case.ratio is not None or case.verdict is Verdict.EXACT for case in cases)
+
+
+def test_presets_beyond_the_first_are_one_line_a_pass_unless_something_fails(torch):
+    cases = list(layer.run(Options(), build=Layer))
+    assert len(cases) == PER_LAYER + 3 * 3
+    short = [case for case in cases if case.name.startswith("wide")]
+    assert [case.name for case in short] == ["wide: 17 arrays", "wide: 27 arrays", "wide: 2 arrays"]
+    assert short[0].note.startswith("the worst of 17: ") and short[0].margin > 0
+    cases = list(layer.run(Options(), build=with_fault("_attention", attention(group=lambda h, size, G: h % G))))
+    assert "gqa: attn" in [case.name for case in failed(cases)]
+    assert "gqa: 7 arrays" not in [case.name for case in failed(cases)]
 
 
 def interleaved_rope(x, cos, sin):
@@ -261,7 +272,7 @@ def test_a_ceiling_holds_beside_the_rule():
     """A peer that is as far off as ours makes the rule generous; the documented ceiling does not move."""
     right = np.linspace(0.5, 1, 1000).reshape(10, 100)
     off = (right + 2e-4 * (-1) ** np.arange(1000).reshape(10, 100)).astype(np.float32)
-    case = layer.judge("layer", "tiny: output", off, right, off)
+    case = layer.judge("layer", "tiny: output", off, right, (right - 2e-4).astype(np.float32))
     assert case.verdict is Verdict.EXCESS_DRIFT and "above 0.0001" in case.note
 
 
@@ -398,8 +409,12 @@ class SGD:
 
 
 def test_a_correct_training_passes_every_step(torch):
-    cases = list(train.run(Options(), model=Model, sgd=SGD))
+    cases = list(train.run(Options(full=True), model=Model, sgd=SGD))
     assert not failed(cases), failed(cases)[0]
+    short = list(train.run(Options(quick=True, steps=1), model=Model, sgd=SGD))
+    assert [case.what for case in short] == [
+        "step 1 gradient", "step 1 weight", "step 1 micro-batches", "step 1 loss", "step 1 weights",
+    ]  # fmt: skip
     steps = [case for case in cases if case.what in ("step 5 loss", "step 5 weights")]
     assert len(steps) == 4  # tiny with plain SGD, gqa with momentum
     first, last = (next(case.data["ours"] for case in cases if case.what == f"step {n} loss") for n in (1, 5))
