@@ -351,12 +351,12 @@ def test_divergence_is_the_divergence_without_cancellation():
 
 def test_a_model_that_cannot_be_had_is_unmeasured_and_fails(monkeypatch, tmp_path):
     pytest.importorskip("transformers")
-    import ckernels.io
+    import importlib
 
     def offline(name):
         raise OSError("no network")
 
-    monkeypatch.setattr(ckernels.io, "fetch", offline)
+    monkeypatch.setattr(importlib.import_module("ckernels.io.fetch"), "fetch", offline)
     (case,) = forward.run(Options())
     assert case.verdict == levels.UNMEASURED and "no network" in case.note and levels.exit_code([case]) == 1
     (case,) = forward.run(Options(model=str(tmp_path / "none.gguf")))
