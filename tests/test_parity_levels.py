@@ -14,6 +14,7 @@ import pytest
 from ckernels.parity import Verdict, exact, forward, invariance, layer, levels, peer, probes, train
 from ckernels.parity.levels import Options
 
+PER_LAYER = 17 + 17 + 1 + 9 + 2
 OK = {Verdict.EXACT, Verdict.WITHIN_BUDGET}
 
 
@@ -48,12 +49,14 @@ class Layer:
 
     def forward(self, x, positions=None, stages=None):
         run = self._run(x, positions)
-        stages.update(run.stages)
+        if stages is not None:
+            stages.update(run.stages)
         return run.stages["output"], (x, positions)
 
     def backward(self, dy, ctx, stages=None):
         run = self._run(*ctx, dy)
-        stages.update({name: array for name, array in run.stages.items() if name.startswith("d_")})
+        if stages is not None:
+            stages.update({name: array for name, array in run.stages.items() if name.startswith("d_")})
         return run.dx, run.grads
 
 
@@ -70,12 +73,24 @@ def with_fault(name, function):
 
 
 def test_a_correct_layer_passes_everywhere(torch):
-    cases = list(layer.run(Options(), build=Layer))
+    cases = list(layer.run(Options(full=True), build=Layer))
     assert not failed(cases), failed(cases)[0]
-    # 17 stages, their gradients, dx and 9 parameters; three presets and one of them at other positions
-    assert len(cases) == 4 * (17 + 17 + 1 + 9)
-    assert {case.level for case in cases} == {"layer"} and {case.what for case in cases} == {"forward", "backward"}
+    # 17 stages, their gradients, dx, 9 parameters, capture; five presets and one of them at other positions
+    assert len(cases) == 6 * PER_LAYER
+    assert {case.level for case in cases} == {"layer"}
+    assert {case.what for case in cases} == {"forward", "backward", "bits"}
     assert all(case.ratio is not None or case.verdict is Verdict.EXACT for case in cases)
+
+
+def test_presets_beyond_the_first_are_one_line_a_pass_unless_something_fails(torch):
+    cases = list(layer.run(Options(), build=Layer))
+    assert len(cases) == PER_LAYER + 3 * 3
+    short = [case for case in cases if case.name.startswith("wide")]
+    assert [case.name for case in short] == ["wide: 17 arrays", "wide: 27 arrays", "wide: 2 arrays"]
+    assert short[0].note.startswith("the worst of 17: ") and short[0].margin > 0
+    cases = list(layer.run(Options(), build=with_fault("_attention", attention(group=lambda h, size, G: h % G))))
+    assert "gqa: attn" in [case.name for case in failed(cases)]
+    assert "gqa: 7 arrays" not in [case.name for case in failed(cases)]
 
 
 def interleaved_rope(x, cos, sin):
@@ -136,7 +151,7 @@ FAULTS = {
 def test_a_fault_is_seen_at_its_stage_and_not_before(torch, name):
     target, function, stage = FAULTS[name]
     cases = list(layer.run(Options(config="gqa"), build=with_fault(target, function)))
-    assert len(cases) == 17 + 17 + 1 + 9
+    assert len(cases) == PER_LAYER
     by_stage = {case.name.removeprefix("gqa: "): case for case in cases}
     before = exact.LAYER_STAGES[: exact.LAYER_STAGES.index(stage)]
     assert all(by_stage[earlier].verdict in OK for earlier in before)
@@ -199,13 +214,16 @@ def test_what_is_not_there_is_unmeasured_and_fails(torch):
     class Silent(Layer):
         def forward(self, x, positions=None, stages=None):
             output, ctx = super().forward(x, positions, stages)
-            del stages["scores"]
-            stages["up"] = stages["up"][:, :-1]
+            if stages is not None:
+                del stages["scores"]
+                stages["up"] = stages["up"][:, :-1]
             return output, ctx
 
         def backward(self, dy, ctx, stages=None):
             dx, grads = super().backward(dy, ctx, stages)
-            del grads["mlp.down_proj.weight"], stages["d_attn"]
+            del grads["mlp.down_proj.weight"]
+            if stages is not None:
+                del stages["d_attn"]
             return dx, grads
 
     cases = list(layer.run(Options(quick=True), build=Silent))
@@ -220,7 +238,8 @@ def test_nan_and_a_crash_fail(torch):
     class NotANumber(Layer):
         def forward(self, x, positions=None, stages=None):
             output, ctx = super().forward(x, positions, stages)
-            stages["gate"][1, 3, 5] = np.nan
+            if stages is not None:
+                stages["gate"][1, 3, 5] = np.nan
             return output, ctx
 
     class Crash(Layer):
@@ -232,11 +251,28 @@ def test_nan_and_a_crash_fail(torch):
     assert crash.verdict == levels.ERROR and "MemoryError: no room" in crash.note
 
 
+def test_capture_that_changes_a_bit_is_seen(torch):
+    class Captured(Layer):
+        def forward(self, x, positions=None, stages=None):
+            output, ctx = super().forward(x, positions, stages)
+            return (output, ctx) if stages is not None else (np.nextafter(output, np.float32(0)), ctx)
+
+        def backward(self, dy, ctx, stages=None):
+            dx, grads = super().backward(dy, ctx, stages)
+            grads["mlp.gate_proj.weight"][3, 4] += np.float32(1e-3) * (stages is None)
+            return dx, grads
+
+    cases = failed(layer.run(Options(quick=True), build=Captured))
+    assert [case.name for case in cases] == [
+        "tiny: output with and without capture", "tiny: gradients with and without capture",
+    ]  # fmt: skip
+
+
 def test_a_ceiling_holds_beside_the_rule():
     """A peer that is as far off as ours makes the rule generous; the documented ceiling does not move."""
     right = np.linspace(0.5, 1, 1000).reshape(10, 100)
     off = (right + 2e-4 * (-1) ** np.arange(1000).reshape(10, 100)).astype(np.float32)
-    case = layer.judge("layer", "tiny: output", off, right, off)
+    case = layer.judge("layer", "tiny: output", off, right, (right - 2e-4).astype(np.float32))
     assert case.verdict is Verdict.EXCESS_DRIFT and "above 0.0001" in case.note
 
 
@@ -315,12 +351,12 @@ def test_divergence_is_the_divergence_without_cancellation():
 
 def test_a_model_that_cannot_be_had_is_unmeasured_and_fails(monkeypatch, tmp_path):
     pytest.importorskip("transformers")
-    import ckernels.io
+    import importlib
 
     def offline(name):
         raise OSError("no network")
 
-    monkeypatch.setattr(ckernels.io, "fetch", offline)
+    monkeypatch.setattr(importlib.import_module("ckernels.io.fetch"), "fetch", offline)
     (case,) = forward.run(Options())
     assert case.verdict == levels.UNMEASURED and "no network" in case.note and levels.exit_code([case]) == 1
     (case,) = forward.run(Options(model=str(tmp_path / "none.gguf")))
@@ -352,9 +388,11 @@ class Model:
     def __init__(self, config, params):
         self.config, self.params = config, params
 
-    def loss_and_grads(self, ids, targets):
-        run = exact.model(self.config, self.params, ids, targets, dtype="float32")
-        return float(run.stages["loss"]), run.grads
+    def loss_and_grads(self, ids, targets, reduction="mean", accumulate_into=None):
+        run = exact.model(self.config, self.params, ids, targets, dtype="float32", reduction=reduction)
+        for name in accumulate_into or ():
+            accumulate_into[name] += run.grads[name]
+        return float(run.stages["loss"]), run.grads if accumulate_into is None else accumulate_into
 
 
 class SGD:
@@ -371,8 +409,12 @@ class SGD:
 
 
 def test_a_correct_training_passes_every_step(torch):
-    cases = list(train.run(Options(), model=Model, sgd=SGD))
+    cases = list(train.run(Options(full=True), model=Model, sgd=SGD))
     assert not failed(cases), failed(cases)[0]
+    short = list(train.run(Options(quick=True, steps=1), model=Model, sgd=SGD))
+    assert [case.what for case in short] == [
+        "step 1 gradient", "step 1 weight", "step 1 micro-batches", "step 1 loss", "step 1 weights",
+    ]  # fmt: skip
     steps = [case for case in cases if case.what in ("step 5 loss", "step 5 weights")]
     assert len(steps) == 4  # tiny with plain SGD, gqa with momentum
     first, last = (next(case.data["ours"] for case in cases if case.what == f"step {n} loss") for n in (1, 5))
@@ -423,29 +465,29 @@ def test_a_fault_of_the_optimizer_is_seen_at_its_step(torch, sgd, first):
 
 def wrong_loss(change):
     class Faulty(Model):
-        def loss_and_grads(self, ids, targets):
-            return change(self, ids, targets)
+        def loss_and_grads(self, ids, targets, **options):
+            return change(self, ids, targets, **options)
 
     return Faulty
 
 
-def ignored_counted(self, ids, targets):
-    return Model.loss_and_grads(self, ids, np.where(targets < 0, 0, targets))
+def ignored_counted(self, ids, targets, **options):
+    return Model.loss_and_grads(self, ids, np.where(targets < 0, 0, targets), **options)
 
 
-def divided_by_all_tokens(self, ids, targets):
-    loss, grads = Model.loss_and_grads(self, ids, targets)
+def divided_by_all_tokens(self, ids, targets, **options):
+    loss, grads = Model.loss_and_grads(self, ids, targets, **options)
     share = np.float32((targets >= 0).mean())
     return loss * share, {name: grad * share for name, grad in grads.items()}
 
 
-def one_tensor_not_updated(self, ids, targets):
-    loss, grads = Model.loss_and_grads(self, ids, targets)
+def one_tensor_not_updated(self, ids, targets, **options):
+    loss, grads = Model.loss_and_grads(self, ids, targets, **options)
     return loss, grads | {"model.layers.1.self_attn.k_proj.weight": 0 * grads["model.layers.1.self_attn.k_proj.weight"]}
 
 
-def shifted(self, ids, targets):
-    return Model.loss_and_grads(self, ids, np.roll(targets, 1, axis=1))
+def shifted(self, ids, targets, **options):
+    return Model.loss_and_grads(self, ids, np.roll(targets, 1, axis=1), **options)
 
 
 @pytest.mark.parametrize("change", [ignored_counted, divided_by_all_tokens, one_tensor_not_updated, shifted])
@@ -458,9 +500,23 @@ def test_a_fault_of_the_loss_or_a_gradient_is_seen_at_step_one(torch, change):
         }
 
 
+def not_accumulated(self, ids, targets, reduction="mean", accumulate_into=None):
+    return Model.loss_and_grads(self, ids, targets, reduction)
+
+
+def accumulated_as_means(self, ids, targets, reduction="mean", accumulate_into=None):
+    return Model.loss_and_grads(self, ids, targets, "mean", accumulate_into)
+
+
+@pytest.mark.parametrize("change", [not_accumulated, accumulated_as_means])
+def test_a_fault_of_accumulation_is_seen_in_micro_batches_alone(torch, change):
+    cases = failed(train.run(Options(quick=True, steps=1), model=wrong_loss(change), sgd=SGD))
+    assert [case.what for case in cases] == ["step 1 micro-batches"]
+
+
 def test_a_gradient_that_is_missing_or_nan_fails(torch):
-    def no_norm(self, ids, targets):
-        loss, grads = Model.loss_and_grads(self, ids, targets)
+    def no_norm(self, ids, targets, **options):
+        loss, grads = Model.loss_and_grads(self, ids, targets, **options)
         self.held = grads.pop("model.norm.weight")
         return loss, grads
 
@@ -471,8 +527,8 @@ def test_a_gradient_that_is_missing_or_nan_fails(torch):
     cases = failed(train.run(Options(quick=True, steps=1), model=wrong_loss(no_norm), sgd=Patient))
     assert levels.UNMEASURED in [case.verdict for case in cases if case.name.endswith("model.norm.weight")]
 
-    def not_a_number(self, ids, targets):
-        loss, grads = Model.loss_and_grads(self, ids, targets)
+    def not_a_number(self, ids, targets, **options):
+        loss, grads = Model.loss_and_grads(self, ids, targets, **options)
         return math.nan, grads
 
     (case,) = failed(train.run(Options(quick=True, steps=1), model=wrong_loss(not_a_number), sgd=SGD))

@@ -67,7 +67,7 @@ def run(options):
 
 def locate(name):
     """The file or folder of a model: what exists is taken as it is, anything else is a name for ``ck fetch``."""
-    from ckernels.io import fetch
+    from ckernels.io.fetch import fetch
 
     path = Path(name)
     if path.exists():

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import exact, peer, probes
 from .compare import Verdict, compare
-from .layer import under_ceiling
+from .layer import condense, under_ceiling
 from .levels import Case, OptionError, case_of, error_case, not_measured, unmeasured
 
 LEVEL = "train"
@@ -43,7 +43,7 @@ def run(options, *, model=None, sgd=None):
     Yields
     ------
     Case
-        Every gradient and weight of step 1, then loss and weights of every step.
+        Gradients and weights of step 1, condensed to the worst unless ``full``, then loss and weights of every step.
     """
     import ckernels as ck
     from ckernels.models import configs
@@ -173,10 +173,12 @@ def _cases(name, config, optimizer, steps, options, model, sgd):
         losses, gradients = zip(*(party.step(ids, targets) for party in (ours, right, beside)), strict=True)
         seconds = time.perf_counter() - start
         if twin is not None:
-            apart = abs(twin.step(ids, targets)[0] - losses[2]), _farthest(twin.weights, beside.weights)[0]
+            apart = abs(twin.step(ids, targets)[0] - losses[2]), max(_apart(twin.weights, beside.weights).values())
             envelope = [max(pair) for pair in zip(envelope, apart, strict=True)]
         if step == 1:
-            yield from _first_step(label, gradients, ours.weights, right.weights, beside.weights)
+            cases = _first_step(label, gradients, ours.weights, right.weights, beside.weights)
+            yield from cases if options.full else condense(cases, label)
+            yield _micro_batch_case(label, config, params, ids, targets, gradients, model)
         yield _loss_case(label, step, losses, envelope, seconds)
         yield _weights_case(label, step, ours.weights, right.weights, beside.weights, envelope)
 
@@ -195,6 +197,28 @@ def _first_step(label, gradients, ours, right, beside):
             else:
                 under_ceiling(case, CEILINGS[0][1])
             yield case
+
+
+def _micro_batch_case(label, config, params, ids, targets, gradients, model):
+    """One row at a time, accumulated, and divided by the number of counted targets: the gradient of the whole batch."""
+    what = "step 1 micro-batches"
+    under_test, total = model(config, {name: value.copy() for name, value in params.items()}), None
+    for row in range(len(ids)):
+        _, total = under_test.loss_and_grads(
+            ids[row : row + 1], targets[row : row + 1], reduction="sum", accumulate_into=total
+        )
+    counted = np.float32((targets != -100).sum())
+    _, right, beside = gradients
+    if total.keys() != right.keys():
+        return unmeasured(LEVEL, label, f"gradients missing or left over: {sorted(total.keys() ^ right.keys())}", what)
+    cases = []
+    for name, value in right.items():
+        report = compare(np.asarray(total[name]) / counted, value, beside[name], name=name)
+        cases.append(case_of(LEVEL, f"{label}: {name}", what, report))
+        under_ceiling(cases[-1], CEILING_EMBEDDING if name == "model.embed_tokens.weight" else CEILING_GRADIENT)
+    worst = max(cases, key=lambda case: (case.failed or not case.verdict.ok, case.margin or 0.0))
+    worst.note = worst.note or f"the worst of {len(cases)} gradients"
+    return worst
 
 
 def _ceiling(step, which, envelope):
@@ -221,21 +245,19 @@ def _weights_case(label, step, ours, right, beside, envelope):
         odd = sorted(right.keys() ^ ours.keys())
         return unmeasured(LEVEL, label, f"weights missing or left over: {odd[:3]}", f"step {step} weights")
     limit, source = _ceiling(step, 0, envelope)
-    error, where = _farthest(ours, right)
-    other, _ = _farthest(beside, right)
-    return _limited(label, f"step {step} weights", error, other, limit, source, f"farthest {where}", 0.0)
+    each = _apart(ours, right)
+    where = max(each, key=each.get)
+    other = max(_apart(beside, right).values())
+    note = f"the farthest of {len(each)} is {where}"
+    case = _limited(label, f"step {step} weights", each[where], other, limit, source, note, 0.0, **each)
+    case.ratio = each[where] / other if other else None
+    return case
 
 
-def _farthest(weights, right):
-    """The largest difference of any weight, and its name; NaN counts as the largest."""
-    worst, where = 0.0, ""
-    for name, wide in right.items():
-        apart = float(np.abs(np.asarray(weights[name], np.float64) - wide).max())
-        if math.isnan(apart):
-            return math.inf, name
-        if apart >= worst:
-            worst, where = apart, name
-    return worst, where
+def _apart(weights, right):
+    """The largest difference of every weight, by name; NaN counts as infinite."""
+    apart = {name: float(np.abs(np.asarray(weights[name], np.float64) - wide).max()) for name, wide in right.items()}
+    return {name: math.inf if math.isnan(value) else value for name, value in apart.items()}
 
 
 def _limited(label, what, error, other, limit, source, note, seconds, **data):
@@ -246,6 +268,6 @@ def _limited(label, what, error, other, limit, source, note, seconds, **data):
         note = f"{error:.3g} is above {limit:.3g}, {source}; {note}"
     return Case(
         LEVEL, label, what, "float32", verdict=Verdict.WITHIN_BUDGET if fine else Verdict.EXCESS_DRIFT,
-        margin=margin, error=error, peer_error=other, ratio=error / other if other else None, note=note,
-        seconds=seconds, data={**data, "limit": limit, "limit_is": source},
+        margin=margin, error=error, peer_error=other, note=note, seconds=seconds,
+        data={**data, "limit": limit, "limit_is": source},
     )  # fmt: skip
