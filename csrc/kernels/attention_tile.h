@@ -33,7 +33,7 @@ typedef struct {
 
 #define RULE(a)                                                                                                  \
     ((rule){(a)->offsets, (a)->lengths, (a)->q_offset, (a)->left, (a)->right, (a)->causal, (float)(a)->scale,    \
-            (float)(a)->softcap, (a)->S, (a)->mask})
+            (float)(a)->softcap, (a)->S, (a)->attn_mask})
 
 /* Keys in reach of query t of item b. */
 static inline span

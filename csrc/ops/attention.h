@@ -9,11 +9,11 @@
  * offsets[b], or q_offset for all; key s stands at s.  Key s is seen by query t when
  *
  *     s < lengths[b] (S where absent),  s <= p if causal,  p - left <= s if left >= 0,  s <= p + right if right >= 0,
- *     mask[b,h,t,s] is true (boolean) or above -inf (float)
+ *     attn_mask[b,h,t,s] is true (boolean) or above -inf (float)
  *
  *     x[t,s]   = scale * sum_d q[t,d] * k[s,d]                 chains of CK_ATTENTION_CHAIN, d ascending, added in order
  *     x[t,s]   = softcap * tanh(x[t,s] / softcap)              if softcap > 0
- *     x[t,s]   = x[t,s] + mask[t,s]                            if there is a float mask
+ *     x[t,s]   = x[t,s] + attn_mask[t,s]                       if there is a float mask
  *     max[t]   = max over the seen s of x[t,s], and sinks[h]
  *     sum[t]   = sum over the seen s of exp(x[t,s] - max[t]), plus exp(sinks[h] - max[t])
  *     y[t,:]   = sum over the seen s of exp(x[t,s] - max[t]) * v[s,:] / sum[t];    lse[t] = max[t] + log(sum[t])
@@ -37,61 +37,61 @@
  * blocks of CK_ATTENTION_QUERIES queries from query 0, head by head, each a chain over t, added in order.
  */
 #define CK_ARGS_attention_fwd(_)                \
-    _(OUT,      elem,    y,        "B H T D")   \
-    _(OPT_OUTV, float,   max,      "B H T")     \
-    _(OPT_OUTV, float,   sum,      "B H T")     \
-    _(OPT_OUTV, float,   lse,      "B H T")     \
-    _(IN,       elem,    q,        "B H T D")   \
-    _(IN,       elem,    k,        "B G S D")   \
-    _(IN,       elem,    v,        "B G S D")   \
-    _(MASK,     elem,    mask,     "B H T S")   \
-    _(OPT_INV,  float,   sinks,    "H")         \
-    _(OPT_INV,  int64_t, offsets,  "B")         \
-    _(OPT_INV,  int64_t, lengths,  "B")         \
-    _(INT,      int64_t, q_offset, "")          \
-    _(INT,      int64_t, left,     "")          \
-    _(INT,      int64_t, right,    "")          \
-    _(FLAG,     int,     causal,   "")          \
-    _(REAL,     double,  scale,    "")          \
-    _(REAL,     double,  softcap,  "")          \
-    _(SIZE,     size_t,  B,        "")          \
-    _(SIZE,     size_t,  H,        "")          \
-    _(SIZE,     size_t,  G,        "")          \
-    _(SIZE,     size_t,  T,        "")          \
-    _(SIZE,     size_t,  S,        "")          \
-    _(SIZE,     size_t,  D,        "")
+    _(OUT,      elem,    y,          "B H T D") \
+    _(OPT_OUTV, float,   max,        "B H T")   \
+    _(OPT_OUTV, float,   sum,        "B H T")   \
+    _(OPT_OUTV, float,   lse,        "B H T")   \
+    _(IN,       elem,    q,          "B H T D") \
+    _(IN,       elem,    k,          "B G S D") \
+    _(IN,       elem,    v,          "B G S D") \
+    _(MASK,     elem,    attn_mask,  "B H T S") \
+    _(OPT_INV,  float,   sinks,      "H")       \
+    _(OPT_INV,  int64_t, offsets,    "B")       \
+    _(OPT_INV,  int64_t, lengths,    "B")       \
+    _(INT,      int64_t, q_offset,   "")        \
+    _(INT,      int64_t, left,       "")        \
+    _(INT,      int64_t, right,      "")        \
+    _(FLAG,     int,     causal,     "")        \
+    _(REAL,     double,  scale,      "")        \
+    _(REAL,     double,  softcap,    "")        \
+    _(SIZE,     size_t,  B,          "")        \
+    _(SIZE,     size_t,  H,          "")        \
+    _(SIZE,     size_t,  G,          "")        \
+    _(SIZE,     size_t,  T,          "")        \
+    _(SIZE,     size_t,  S,          "")        \
+    _(SIZE,     size_t,  D,          "")
 CK_DECLARE(attention_fwd)
 
 #define CK_ARGS_attention_bwd(_)                \
-    _(OUT,      elem,    dq,       "B H T D")   \
-    _(OUT,      elem,    dk,       "B G S D")   \
-    _(OUT,      elem,    dv,       "B G S D")   \
-    _(OPT_OUTV, float,   dsinks,   "H")         \
-    _(IN,       elem,    dy,       "B H T D")   \
-    _(OPT_INV,  float,   dlse,     "B H T")     \
-    _(IN,       elem,    q,        "B H T D")   \
-    _(IN,       elem,    k,        "B G S D")   \
-    _(IN,       elem,    v,        "B G S D")   \
-    _(IN,       elem,    y,        "B H T D")   \
-    _(INV,      float,   max,      "B H T")     \
-    _(INV,      float,   sum,      "B H T")     \
-    _(MASK,     elem,    mask,     "B H T S")   \
-    _(OPT_INV,  float,   sinks,    "H")         \
-    _(OPT_INV,  int64_t, offsets,  "B")         \
-    _(OPT_INV,  int64_t, lengths,  "B")         \
-    _(INT,      int64_t, q_offset, "")          \
-    _(INT,      int64_t, left,     "")          \
-    _(INT,      int64_t, right,    "")          \
-    _(FLAG,     int,     causal,   "")          \
-    _(REAL,     double,  scale,    "")          \
-    _(REAL,     double,  softcap,  "")          \
+    _(OUT,      elem,    dq,         "B H T D") \
+    _(OUT,      elem,    dk,         "B G S D") \
+    _(OUT,      elem,    dv,         "B G S D") \
+    _(OPT_OUTV, float,   dsinks,     "H")       \
+    _(IN,       elem,    q,          "B H T D") \
+    _(IN,       elem,    k,          "B G S D") \
+    _(IN,       elem,    v,          "B G S D") \
+    _(IN,       elem,    y,          "B H T D") \
+    _(IN,       elem,    dy,         "B H T D") \
+    _(OPT_INV,  float,   dlse,       "B H T")   \
+    _(INV,      float,   max,        "B H T")   \
+    _(INV,      float,   sum,        "B H T")   \
+    _(MASK,     elem,    attn_mask,  "B H T S") \
+    _(OPT_INV,  float,   sinks,      "H")       \
+    _(OPT_INV,  int64_t, offsets,    "B")       \
+    _(OPT_INV,  int64_t, lengths,    "B")       \
+    _(INT,      int64_t, q_offset,   "")        \
+    _(INT,      int64_t, left,       "")        \
+    _(INT,      int64_t, right,      "")        \
+    _(FLAG,     int,     causal,     "")        \
+    _(REAL,     double,  scale,      "")        \
+    _(REAL,     double,  softcap,    "")        \
     _(FLAG,     int,     accumulate, "")        \
-    _(SIZE,     size_t,  B,        "")          \
-    _(SIZE,     size_t,  H,        "")          \
-    _(SIZE,     size_t,  G,        "")          \
-    _(SIZE,     size_t,  T,        "")          \
-    _(SIZE,     size_t,  S,        "")          \
-    _(SIZE,     size_t,  D,        "")
+    _(SIZE,     size_t,  B,          "")        \
+    _(SIZE,     size_t,  H,          "")        \
+    _(SIZE,     size_t,  G,          "")        \
+    _(SIZE,     size_t,  T,          "")        \
+    _(SIZE,     size_t,  S,          "")        \
+    _(SIZE,     size_t,  D,          "")
 CK_DECLARE(attention_bwd)
 
 /* Its second pass, dk and dv, has the same arguments. */

@@ -90,7 +90,7 @@ forward(const struct ck_attention_fwd *a, const ck_array *mask, size_t b, size_t
 CK_KERNEL(attention_fwd)
 {
     const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
-    const ck_array mask = rows_of(a->mask);
+    const ck_array mask = rows_of(a->attn_mask);
     for (size_t i = task.begin; i < task.end; i++)
         for (size_t j = 0; j < heads; j++)
             for (size_t t = i % blocks * queries; t < a->T && t < (i % blocks + 1) * queries; t++)
@@ -148,7 +148,7 @@ backward(const struct ck_attention_bwd *a, const ck_array *mask, size_t b, size_
 CK_KERNEL(attention_bwd)
 {
     const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
-    const ck_array mask = rows_of(a->mask);
+    const ck_array mask = rows_of(a->attn_mask);
     for (size_t i = task.begin; i < task.end; i++)
         for (size_t j = 0; j < heads; j++) {
             const size_t b = i / blocks / a->G, h = i / blocks % a->G * heads + j;
@@ -168,7 +168,7 @@ CK_KERNEL(attention_bwd_keys)
 {
     const struct ck_attention_bwd *of = &a->of;
     const size_t D = of->D, blocks = (of->S + CK_ATTENTION_KEY_BLOCK - 1) / CK_ATTENTION_KEY_BLOCK;
-    const ck_array mask = rows_of(of->mask);
+    const ck_array mask = rows_of(of->attn_mask);
     double *dk = task.scratch, *dv = dk + D, p, dx;
 
     for (size_t i = task.begin; i < task.end; i++) {

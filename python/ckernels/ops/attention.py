@@ -52,8 +52,8 @@ def _side(value):
     return min(side, 2**62)
 
 
-def _positions(q_offset):
-    """Return (offset of all items, offsets [B] or None)."""
+def _positions(q_offset, batch):
+    """Return (offset of all items, offsets [B] or None); ``batch`` is (B,), or () where q is no array."""
     if np.ndim(q_offset) == 0:
         try:
             return operator.index(q_offset), None
@@ -64,6 +64,8 @@ def _positions(q_offset):
     offsets = np.asarray(q_offset)
     if offsets.dtype.kind not in "iu":
         raise TypeError(f"{_NAME}(): 'q_offset' must be an integer or integers [B], not {offsets.dtype}")
+    if batch and offsets.shape != batch:
+        raise ValueError(f"{_NAME}(): 'q_offset' of shape {offsets.shape} does not fit [B], where B={batch[0]}")
     return 0, np.ascontiguousarray(offsets, np.int64)
 
 
@@ -73,14 +75,14 @@ def _options(q, is_causal, scale, q_offset, window, softcap, lengths=None):
         window = None, None
     elif not isinstance(window, (tuple, list)) or len(window) != 2:
         raise TypeError(f"{_NAME}(): 'window' must be (left, right) or None, not {window!r}")
+    shape = tuple(getattr(q, "shape", ()))
     if scale is None:
-        shape = getattr(q, "shape", ())
-        scale = 1 / math.sqrt(shape[-1]) if len(shape) and shape[-1] else 1.0
+        scale = 1 / math.sqrt(shape[-1]) if shape and shape[-1] else 1.0
     if softcap is None:
         softcap = 0.0
     elif not softcap > 0:
         raise ValueError(f"{_NAME}(): 'softcap' must be above 0, or None, not {softcap}")
-    offset, offsets = _positions(q_offset)
+    offset, offsets = _positions(q_offset, shape[:1])
     return offsets, lengths, offset, _side(window[0]), _side(window[1]), is_causal, scale, softcap
 
 
@@ -197,7 +199,7 @@ def scaled_dot_product_attention_backward(dy, ctx, *, out=None, accumulate=False
     if dsinks is None and ctx.sinks is not None:
         dsinks = True
     return Gradients(*_ck.attention_bwd(
-        dq, dk, dv, dsinks, dy, dlse, ctx.q, ctx.k, ctx.v, ctx.y, ctx.max, ctx.sum, ctx.attn_mask, ctx.sinks,
+        dq, dk, dv, dsinks, ctx.q, ctx.k, ctx.v, ctx.y, dy, dlse, ctx.max, ctx.sum, ctx.attn_mask, ctx.sinks,
         *ctx.options, add,
     ))  # fmt: skip
 
