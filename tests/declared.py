@@ -1,0 +1,69 @@
+"""The ops of ``csrc/ops.def`` as ``_ck`` declares them, and arguments that fit any of them."""
+import re
+from typing import NamedTuple
+
+import numpy as np
+from native import ROOT
+
+from ckernels import _ck
+
+OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
+LINE = re.compile(r"^ {4}(\w+): (?:bool or )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
+ARRAYS = {"elem": np.float32, "float": np.float32, "ids": np.int64, "int64_t": np.int64}
+SIZES = {"P": 1}  # panels of a packed weight: one holds the 16 of every other letter
+
+
+class Parameter(NamedTuple):
+    """One line of a declaration; ``shape`` is None for a number."""
+
+    name: str
+    kind: str
+    shape: str | None
+    written: bool
+    optional: bool
+
+    @property
+    def letters(self):
+        """The sizes in its shape."""
+        return set(re.findall("[A-Z]", self.shape or ""))
+
+
+def parameters(op):
+    """Return the parameters of ``op``, in order, from its docstring."""
+    found = [Parameter(m[1], m[2], m[3], "written" in m[4], "or None" in m[4] or "not wanted" in m[4])
+             for m in LINE.finditer(getattr(_ck, op).__doc__)]
+    assert found, f"{op} has no declaration in its docstring"
+    return found
+
+
+def array_of(parameter, rng, size, star):
+    """Return an array that fits: ids and counts 0, other numbers between 0.5 and 1.5."""
+    shape = []
+    for axis in parameter.shape.split():
+        shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * SIZES.get(axis[-1], size)]
+    array = np.zeros(shape, ARRAYS[parameter.kind])
+    if array.dtype == np.float32:
+        array[...] = rng.uniform(0.5, 1.5, array.shape)
+    return array
+
+
+def arguments(op, rng, size=16, star=(3, 2), absent=False):
+    """Return arguments that fit ``op``, all that may be absent given or (if ``absent``) left out; outputs left to the op."""
+    declared = parameters(op)
+    given = set().union(*(p.letters for p in declared if not p.written and not p.optional))
+    needed = set().union(*(p.letters for p in declared if p.written and not p.optional))
+    known = set().union(*(p.letters for p in declared if not p.written))
+    result = []
+    for p in declared:
+        if p.shape is None:
+            result.append(0.5 if p.kind in ("float", "double") else 0)
+        elif p.written and p.optional:
+            result.append(None if absent else True)
+        elif p.written:
+            result.append(None if p.letters <= known else array_of(p, rng, size, star))
+        elif p.optional and absent and not (p.letters & needed) - given:
+            result.append(None)
+        else:
+            result.append(array_of(p, rng, size, star))
+            given |= p.letters
+    return result
