@@ -59,11 +59,12 @@ class _Tally:
     probes: int = 0
     seconds: float = 0.0
 
-    def add(self, report, label):
+    def add(self, report, probe):
+        label = probe.label
         self.probes += 1
         self.dtype = report.dtype
         verdict, reason = report.verdict, report.reason + (f"; {report.where}" if report.where else "")
-        if report.ok:
+        if report.ok and not probe.extreme:
             relative = report.max_abs / max(1.0, report.exact_max)
             if relative > CEILING or report.nmse > NMSE_CEILING:
                 verdict = Verdict.EXCESS_DRIFT
@@ -196,7 +197,7 @@ def _measure(ck, spec, probe, isas, seed, tallies, errors):
             continue
         for name, report in reports.items():
             tally = tallies.setdefault((isa, name), _Tally())
-            tally.add(report, probe.label)
+            tally.add(report, probe)
             tally.seconds += (time.perf_counter() - start) / len(reports)
 
 

@@ -23,11 +23,25 @@ _OUT = -math.inf
 
 @dataclass(frozen=True)
 class Probe:
-    """One set of inputs: the label says what it is there to see; quick ones run under ``--quick`` too."""
+    """One set of inputs.
+
+    Attributes
+    ----------
+    label : str
+        What it is there to see.
+    inputs : callable
+        ``inputs(rng)`` returns them. Enough of them, too: with a handful of rows, PyTorch's error is a matter of luck.
+    quick : bool
+        It runs under ``--quick`` too.
+    extreme : bool
+        The documented ceiling is no promise here, the rule is: rounding one score of 200 to float32 moves a probability
+        by up to 8e-6 of itself, so that no result in float32 can promise 1e-5.
+    """
 
     label: str
     inputs: Callable
     quick: bool = False
+    extreme: bool = False
 
 
 @dataclass(frozen=True)
@@ -594,7 +608,8 @@ def _sinks(heads):
 
 def _attention_probes():
     def probe(label, *sizes, quick=False, **options):
-        return Probe(label, lambda r: _attention_inputs(r, *sizes, **options), quick)
+        extreme = options.get("loud", 1.0) > 20
+        return Probe(label, lambda r: _attention_inputs(r, *sizes, **options), quick, extreme)
 
     return [
         # B, H, G, T, S, D
@@ -604,16 +619,16 @@ def _attention_probes():
         probe("GQA 7, causal, D 96", 1, 14, 2, 19, 19, 96, is_causal=True),
         probe("GQA 2, D 128, scale", 1, 4, 2, 7, 65, 128, scale=0.2),
         probe("100 queries, 130 keys, causal", 1, 2, 1, 100, 130, 64, is_causal=True, q_offset=30),
-        probe("offset 4095", 1, 2, 1, 3, 4098, 32, is_causal=True, q_offset=4095),
+        probe("offset 4095", 1, 8, 2, 7, 4102, 32, is_causal=True, q_offset=4095),
         probe("offsets by item", 2, 6, 3, 5, 23, 32, is_causal=True, q_offset=np.array([3, 18])),
         probe("window 5 back", 1, 4, 2, 29, 29, 64, is_causal=True, window=(5, None)),
         probe("window 3 back 2 on", 1, 6, 2, 21, 27, 32, window=(3, 2), q_offset=4),
         probe("softcap", 1, 3, 1, 11, 13, 64, softcap=5.0, loud=6.0, is_causal=True, q_offset=2),
-        probe("sinks", 2, 6, 3, 7, 15, 32, sinks=_sinks(6), is_causal=True, q_offset=8),
+        probe("sinks", 2, 21, 3, 5, 15, 32, sinks=_sinks(21), is_causal=True, q_offset=10),
         probe("bool mask [T,S]", 2, 4, 2, 7, 18, 32, attn_mask=_bool_mask(7, 18)),
         probe("float mask [B,1,T,S]", 2, 3, 3, 5, 19, 64, attn_mask=_float_mask(2, 1, 5, 19)),
         probe("mask with an empty row", 2, 4, 2, 7, 18, 32, attn_mask=_dead_row_mask(7, 18)),
-        probe("scores of ±200", 1, 4, 2, 9, 33, 64, loud=60.0, is_causal=True, q_offset=24),
+        probe("scores of ±200", 3, 8, 2, 31, 65, 64, loud=60.0, is_causal=True, q_offset=34),
         probe("increasing scores", 1, 4, 2, 5, 300, 64, grow=True),
     ]
 
@@ -628,7 +643,8 @@ _ATTENTION = _family(
 
 
 def _lse_probe(label, *sizes, quick=False, **options):
-    return Probe(label, lambda r: _attention_inputs(r, *sizes, return_lse=True, **options), quick)
+    extreme = options.get("loud", 1.0) > 20
+    return Probe(label, lambda r: _attention_inputs(r, *sizes, return_lse=True, **options), quick, extreme)
 
 
 # With return_lse=True there are two outputs, and two gradients come in.
@@ -638,7 +654,7 @@ _LSE = [
         "scaled_dot_product_attention",
         [
             _lse_probe("GQA 3, causal", 2, 9, 3, 17, 17, 64, is_causal=True, quick=True),
-            _lse_probe("scores of ±200", 1, 4, 2, 9, 33, 64, loud=60.0, is_causal=True, q_offset=24),
+            _lse_probe("scores of ±200", 3, 8, 2, 31, 65, 64, loud=60.0, is_causal=True, q_offset=34),
             _lse_probe("increasing scores", 1, 4, 2, 5, 300, 64, grow=True),
             _lse_probe("mask with an empty row", 2, 4, 2, 7, 18, 32, attn_mask=_dead_row_mask(7, 18)),
             _lse_probe("sinks and an empty row", 2, 6, 3, 7, 18, 32, attn_mask=_dead_row_mask(7, 18), sinks=_sinks(6)),
