@@ -728,3 +728,35 @@ def test_probes_are_the_same_for_the_same_seed_and_other_for_another():
         kept = targets[:, :-1] >= 0
         assert (targets[:, :-1][kept] == ids[:, 1:][kept]).all(), "targets are the next ids"
     assert len(probes.text(5000)) == 5000 and probes.text(300, 3) != probes.text(300, 4)
+
+
+# --- the code that ships ----------------------------------------------------------------------------------------------
+
+
+def wrong(cases):
+    return [case for case in failed(cases) if case.verdict != levels.NOT_MEASURED]
+
+
+def test_our_layer_passes_level_2(torch):
+    cases = list(layer.run(Options()))
+    assert not wrong(cases), "\n".join(map(str, wrong(cases)))
+    assert len(cases) == PER_LAYER + 3 * 3
+
+
+def test_our_training_passes_level_5(torch):
+    cases = list(train.run(Options()))
+    assert not wrong(cases), "\n".join(map(str, wrong(cases)))
+    assert [case.what for case in cases if case.what.endswith("loss")] == [f"step {n} loss" for n in range(1, 6)] * 2
+
+
+@pytest.mark.parametrize("name", ["tiny", "gqa", "wide"])
+def test_our_bits_are_equal(name):
+    cases = list(invariance.run(Options(level="invariance", config=name)))
+    assert not wrong(cases), "\n".join(map(str, wrong(cases)))
+    assert sum(case.verdict is Verdict.EXACT for case in cases) >= 25
+
+
+def test_a_real_models_logits_are_within_three_times_transformers_error(torch):
+    cases = list(forward.run(Options(quick=True)))
+    assert not wrong(cases), "\n".join(map(str, wrong(cases)))
+    assert [case.what for case in cases] == ["as read", *["logits", "KL", "top-1, top-5"] * 2]

@@ -271,3 +271,21 @@ def test_a_trace_of_transformers_survives_the_folder(torch, tmp_path):
     again = Trace.load(tmp_path)
     assert again.config["hidden_size"] == 48 and again.config == trace.config
     assert all(same_bits(again.arrays[name], array) for name, array in trace.arrays.items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_our_model_has_every_stage_and_gradient_within_budget(torch, tied):
+    """Three parties again: our model, transformers in float32, our equations in float64."""
+    import ckernels as ck
+    from ckernels.parity import assert_parity, exact
+
+    module = llama(torch, tie_word_embeddings=tied)
+    ids, targets = batch()
+    peer = trace_torch(module, ids, targets)
+    model = ck.models.from_torch(module)
+    ours = model.trace(ids, targets)
+    run = exact.model(module.config, model.params, ids, targets)
+    want = run.stages | {f"d_{name}": grad for name, grad in run.grads.items()}
+    assert set(ours.arrays) == set(want) == set(peer.arrays)
+    for name, value in want.items():
+        assert_parity(ours.arrays[name], value, peer.arrays[name], name=name)
