@@ -11,6 +11,7 @@
 #include "ops/linear_dz.h"
 #include "ops/matmul.h"
 #include "ops/rms_norm.h"
+#include "ops/softmax.h"
 #include "ops/sum_rows.h"
 
 enum {

@@ -13,6 +13,7 @@ from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
+from ckernels.ops.softmax import softmax, softmax_backward, softmax_forward
 from ckernels.runtime import (
     empty,
     empty_cache,
@@ -34,6 +35,7 @@ __all__ = [
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
+    "softmax", "softmax_forward", "softmax_backward",
 ]
 
 _LAZY = ("io", "kv", "models", "nn", "optim", "parity")
