@@ -156,23 +156,42 @@ shape_fits(ck_call *call, int i, PyArrayObject *array)
     return true;
 }
 
+/* The sizes that a declared shape stands for, in a call whose letters are known; how many, or -1: too many. */
+static int
+sizes_of(const ck_call *call, const ck_shape *shape, size_t *sizes)
+{
+    int n = 0;
+    for (int j = 0; j < shape->n; j++) {
+        const int letter = shape->axis[j].letter - 'A';
+        const int count = shape->axis[j].star ? n_leading(call, call->star_of[letter]) : 1;
+        if (n + count > CK_MAX_AXES)
+            return -1;
+        for (int d = 0; d < count; d++)
+            sizes[n++] = shape->axis[j].star ? (size_t)leading(call, call->star_of[letter])[d]
+                                             : shape->axis[j].times * call->size[letter];
+    }
+    return n;
+}
+
 /* A mask broadcasts: missing axes in front, and axes of size 1, have stride 0. */
 int
 ck_take_mask(ck_call *call, int i, PyArrayObject *array, ck_array *field)
 {
-    const ck_shape *shape = &call->op->shapes[i];
-    const int ndim = PyArray_NDIM(array), missing = shape->n - ndim;
+    const int n = sizes_of(call, &call->op->shapes[i], field->size), missing = n - PyArray_NDIM(array);
 
+    if (n < 0)
+        return ck_refuse_param(PyExc_ValueError, call->op, &call->op->params[i],
+                               "broadcasts to more axes than are supported, 8");
     field->data = PyArray_DATA(array);
     field->width = (size_t)PyArray_ITEMSIZE(array);
-    field->n = (size_t)shape->n;
-    for (int j = 0; j < shape->n; j++) {
-        const size_t wanted = call->size[shape->axis[j].letter - 'A'];
-        const size_t size = missing < 0 ? 0 : j < missing ? 1 : (size_t)PyArray_DIM(array, j - missing);
-        if (missing < 0 || (size != 1 && size != wanted))
+    field->n = (size_t)n;
+    if (missing < 0)
+        return refuse_shape(call, call->known, i, array);
+    for (int d = 0; d < n; d++) {
+        const size_t size = d < missing ? 1 : (size_t)PyArray_DIM(array, d - missing);
+        if (size != 1 && size != field->size[d])
             return refuse_shape(call, call->known, i, array);
-        field->size[j] = wanted;
-        field->stride[j] = size == 1 ? 0 : PyArray_STRIDE(array, j - missing);
+        field->stride[d] = size == 1 ? 0 : PyArray_STRIDE(array, d - missing);
     }
     return 0;
 }

@@ -65,6 +65,16 @@ ck_row(const ck_array *x, size_t r)
     return (char *)x->data + at + (x->n != 0 ? (ptrdiff_t)r * x->stride[0] : 0);
 }
 
+/* The same for a mask, which keeps its last axis: of any stride, 0 where it broadcasts. */
+static inline const void *
+ck_mask_row(const ck_array *mask, size_t r)
+{
+    ptrdiff_t at = 0;
+    for (size_t i = mask->n - 1; i-- > 0; r /= mask->size[i])
+        at += (ptrdiff_t)(r % mask->size[i]) * mask->stride[i];
+    return (const char *)mask->data + at;
+}
+
 /* Element r of an array of ids, in C order. */
 static inline int64_t
 ck_id(const ck_array *x, size_t r)

@@ -13,6 +13,7 @@
 #include "ops/matmul.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
+#include "ops/softmax.h"
 #include "ops/sum_rows.h"
 
 enum {

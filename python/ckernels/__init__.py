@@ -22,6 +22,7 @@ from ckernels.ops.attention import (
 )
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
+from ckernels.ops.softmax import softmax, softmax_backward, softmax_forward
 from ckernels.runtime import (
     empty,
     empty_cache,
@@ -46,6 +47,7 @@ __all__ = [
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
     "rope", "rope_forward", "rope_backward", "rope_table",
+    "softmax", "softmax_forward", "softmax_backward",
 ]
 
 _LAZY = ("io", "kv", "models", "nn", "optim", "parity")
