@@ -1,13 +1,15 @@
 """rope: bound by memory.  x is read and y written; the table is read once a block of tokens, and stays in the cache.
 
-PyTorch has no rope: the peer is what transformers runs in eager mode, x * cos + rotate_half(x) * sin, on full-width
-tables, and for interleaved pairs the same on the pairs stacked again.  Backward is the same kernel with the sign turned.
+PyTorch has no rope: the peer is what transformers runs in eager mode, x * cos + rotate_half(x) * sin, on tables of
+full width, and for interleaved pairs the same on the pairs stacked again.  Backward is the same kernel with the sign
+turned.
 """
 from types import SimpleNamespace
 
-import ckernels as ck
 import numpy as np
 import torch
+
+import ckernels as ck
 from harness import run
 
 CASES = {  # B, H, T, D

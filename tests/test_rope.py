@@ -1,7 +1,8 @@
-import ckernels as ck
 import numpy as np
 import pytest
 import torch
+
+import ckernels as ck
 from ckernels.ops.rope import Gradients
 from ckernels.parity import assert_parity
 from differences import assert_gradient

@@ -22,7 +22,7 @@ const char *
 ck_called(const ck_op *op, const ck_param *p, char *buffer, size_t n)
 {
     const size_t length = strlen(op->name);
-    if (strcmp(p->name, "dloss") == 0)
+    if (strcmp(p->name, "dloss") == 0 || strcmp(p->name, "dout") == 0)
         return "dy";
     if (!ck_is_written(p))
         return p->name;

@@ -9,3 +9,11 @@ CK_RUN(add_fwd)
         flat.C *= flat.R, flat.R = 1;
     return ck_tasks(flat.R * flat.C, CK_ELEMENTS, CK_FAST(add_fwd), &flat);
 }
+
+CK_RUN(add_bwd)
+{
+    struct ck_add_bwd flat = *a;
+    if (ck_is_flat(&a->dx, a->C) && ck_is_flat(&a->dy, a->C) && ck_is_flat(&a->dout, a->C))
+        flat.C *= flat.R, flat.R = 1;
+    return ck_tasks(flat.R * flat.C, CK_ELEMENTS, CK_FAST(add_bwd), &flat);
+}

@@ -2,7 +2,7 @@
 #define CK_ELEMENTWISE_H
 /*
  * Ops that treat every element alike are cut by elements, not by rows: item i of a task is element i % C of row i / C.
- * Where all arrays lie flat, the op makes them one row first (ck_flatten), so the shape costs nothing.  A kernel walks
+ * Where all arrays lie flat, the op makes them one row first (see add.c), so the shape costs nothing.  A kernel walks
  * its share as stretches of rows:
  *
  *     for (ck_stretch s = ck_first_stretch(task, a->C); s.n != 0; s = ck_next_stretch(s, task, a->C)) {

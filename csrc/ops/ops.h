@@ -1,12 +1,14 @@
 #ifndef CK_OPS_H
 #define CK_OPS_H
 /* Every op's declaration, in the order of ops.def, and the table of kernels that its ISA and dtype fill. */
+#include "ops/activation.h"
 #include "ops/add.h"
 #include "ops/cross_entropy.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/gemm_pack.h"
 #include "ops/attention.h"
+#include "ops/glu.h"
 #include "ops/kv_cache.h"
 #include "ops/linear.h"
 #include "ops/linear_dz.h"

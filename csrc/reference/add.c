@@ -8,3 +8,12 @@ CK_KERNEL(add_fwd)
         set(&out[i % a->C], get(&x[i % a->C]) + a->alpha * get(&y[i % a->C]));
     }
 }
+
+CK_KERNEL(add_bwd)
+{
+    for (size_t i = task.begin; i < task.end; i++) {
+        const elem dout = *((const elem *)ck_row(&a->dout, i / a->C) + i % a->C);
+        *((elem *)ck_row(&a->dx, i / a->C) + i % a->C) = dout;
+        set((elem *)ck_row(&a->dy, i / a->C) + i % a->C, a->alpha * get(&dout));
+    }
+}

@@ -6,9 +6,11 @@ Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` 
 import importlib
 
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
-from ckernels.ops.add import add
+from ckernels.ops.activation import silu, silu_backward, silu_forward
+from ckernels.ops.add import add, add_backward, add_forward
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
+from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
@@ -37,7 +39,7 @@ from ckernels.runtime import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "add",
+    "add", "add_forward", "add_backward",
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",
     "attention", "attention_backward", "attention_forward",
@@ -46,6 +48,8 @@ __all__ = [
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
+    "silu", "silu_forward", "silu_backward",
+    "swiglu", "swiglu_forward", "swiglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table",
     "softmax", "softmax_forward", "softmax_backward",
 ]
