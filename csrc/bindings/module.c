@@ -2,6 +2,7 @@
 #include "bindings/arrays.h"
 #include "bindings/blas.h"
 #include "bindings/memory.h"
+#include "layers/decoder.h"
 #include "ops/ops.h"
 #include "runtime/dispatch.h"
 #include "runtime/run.h"

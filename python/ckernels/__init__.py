@@ -5,6 +5,7 @@ Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` 
 """
 import importlib
 
+from ckernels.kv import KVCache
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
 from ckernels.ops.activation import silu, silu_backward, silu_forward
 from ckernels.ops.add import add, add_backward, add_forward
@@ -39,6 +40,7 @@ from ckernels.runtime import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "KVCache",
     "add", "add_forward", "add_backward",
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",

@@ -1,0 +1,318 @@
+#include "layers/decoder.h"
+
+#include "layers/stages.h"
+#include "ops/ops.h"
+#include "runtime/run.h"
+
+enum { WIDTH = sizeof(float) };
+
+/* Each step of a layer; the first that fails ends it. */
+#define TRY(call)                          \
+    do {                                   \
+        const ck_status status_ = (call);  \
+        if (status_ != CK_OK)              \
+            return status_;                \
+    } while (0)
+
+/* ---- the ops, in the layer's terms ---- */
+
+static ck_status
+norm(const ck_kernels *k, ck_array x, const float *weight, double eps, float *y, float *rstd, size_t R, size_t C)
+{
+    return ck_rms_norm_fwd(k, &(struct ck_rms_norm_fwd){.y = ck_rows(y, R, C, WIDTH), .rstd = rstd, .x = x,
+                                                        .weight = weight, .eps = eps, .R = R, .C = C});
+}
+
+/* The rotary table, [P,K], and the row of it that each token takes: positions [B,T], or row t for all. */
+typedef struct {
+    const float *cos, *sin;
+    size_t P, K;
+    const int64_t *positions;
+} ck_angles;
+
+static ck_array
+places(const ck_angles *at, size_t B, size_t T)
+{
+    return at->positions != NULL ? ck_rows(at->positions, B, T, sizeof *at->positions) : (ck_array){.data = NULL};
+}
+
+/* y [R,N] = x [R,K] * weightᵀ, weight [N,K] */
+static ck_status
+project(const ck_kernels *k, ck_array y, const float *x, const float *weight, size_t R, size_t K, size_t N)
+{
+    return ck_linear_fwd(k, &(struct ck_linear_fwd){.y = y, .x = ck_rows(x, R, K, WIDTH),
+                                                    .weight = ck_rows(weight, N, K, WIDTH), .R = R, .K = K, .N = N});
+}
+
+/* The heads of every token turned to where the token stands. */
+static ck_status
+rotate(const ck_kernels *k, float *y, const float *x, const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
+{
+    return ck_rope_fwd(k, &(struct ck_rope_fwd){
+        .y = ck_heads(y, B, T, H, D, WIDTH), .x = ck_heads(x, B, T, H, D, WIDTH), .cos = ck_rows(at->cos, at->P, at->K, WIDTH),
+        .sin = ck_rows(at->sin, at->P, at->K, WIDTH), .positions = places(at, B, T),
+        .N = B * H, .T = T, .D = D, .S = at->P, .K = at->K, .P = B});
+}
+
+/* And turned back. */
+static ck_status
+rotate_back(const ck_kernels *k, float *dx, const float *dy, const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
+{
+    return ck_rope_bwd(k, &(struct ck_rope_bwd){
+        .dx = ck_heads(dx, B, T, H, D, WIDTH), .dy = ck_heads(dy, B, T, H, D, WIDTH),
+        .cos = ck_rows(at->cos, at->P, at->K, WIDTH), .sin = ck_rows(at->sin, at->P, at->K, WIDTH),
+        .positions = places(at, B, T), .N = B * H, .T = T, .D = D, .S = at->P, .K = at->K, .P = B});
+}
+
+static ck_status
+add(const ck_kernels *k, ck_array out, ck_array x, ck_array y, size_t R, size_t C)
+{
+    return ck_add_fwd(k, &(struct ck_add_fwd){.out = out, .x = x, .y = y, .alpha = 1.0, .R = R, .C = C});
+}
+
+/* ---- forward ---- */
+
+/* Where the tokens stand that are appended to a cache: positions [B,T], and lengths [B] when they are in. */
+static void
+place(const struct ck_decoder_fwd *a, int64_t *positions, int64_t *after)
+{
+    for (size_t b = 0; b < a->B; b++) {
+        after[b] = a->lengths[b] + (a->counts != NULL ? a->counts[b] : (int64_t)a->T);
+        for (size_t t = 0; t < a->T; t++) { /* the padding behind the real tokens stands with the last */
+            const int64_t position = a->lengths[b] + (int64_t)t;
+            positions[b * a->T + t] = position < after[b] || after[b] == 0 ? position : after[b] - 1;
+        }
+    }
+}
+
+static ck_status
+attend(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t *after)
+{
+    struct ck_attention_fwd attention = {
+        .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, WIDTH), .max = a->max, .sum = a->sum,
+        .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, WIDTH),
+        .k = ck_heads(a->k_rope, a->B, a->T, a->G, a->D, WIDTH),
+        .v = ck_heads(a->v, a->B, a->T, a->G, a->D, WIDTH),
+        .left = -1, .right = -1, .causal = true, .scale = a->scale,
+        .B = a->B, .H = a->H, .G = a->G, .T = a->T, .S = a->T, .D = a->D};
+    if (after != NULL) {
+        attention.k = a->keys, attention.v = a->values, attention.S = a->S;
+        attention.offsets = a->lengths, attention.lengths = after;
+    }
+    return ck_attention_fwd(k, &attention);
+}
+
+static ck_status
+attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t *positions, const int64_t *after)
+{
+    const size_t B = a->B, T = a->T, R = B * T, C = a->C, H = a->H, G = a->G, D = a->D;
+    const ck_angles at = {a->cos, a->sin, a->P, a->K, positions};
+
+    TRY(norm(k, ck_merged(a->x), a->ln1_weight, a->eps, a->ln1, a->rstd1, R, C));
+    TRY(project(k, ck_rows(a->q, R, H * D, WIDTH), a->ln1, a->q_weight, R, C, H * D));
+    TRY(project(k, ck_rows(a->k, R, G * D, WIDTH), a->ln1, a->k_weight, R, C, G * D));
+    TRY(project(k, ck_rows(a->v, R, G * D, WIDTH), a->ln1, a->v_weight, R, C, G * D));
+    TRY(rotate(k, a->q_rope, a->q, &at, B, T, H, D));
+    TRY(rotate(k, a->k_rope, a->k, &at, B, T, G, D));
+    if (after != NULL)
+        TRY(ck_kv_cache_append(k, &(struct ck_kv_cache_append){
+            .keys = a->keys, .values = a->values, .k = ck_heads(a->k_rope, B, T, G, D, WIDTH),
+            .v = ck_heads(a->v, B, T, G, D, WIDTH), .lengths = a->lengths, .counts = a->counts,
+            .B = B, .G = G, .T = T, .S = a->S, .D = D}));
+    TRY(attend(k, a, after));
+    if (a->scores != NULL || a->probs != NULL)
+        TRY(ck_capture_attention(&(ck_attention_stages){.q = a->q_rope, .k = a->k_rope, .scores = a->scores,
+                                                        .probs = a->probs, .B = B, .T = T, .H = H, .G = G, .D = D,
+                                                        .scale = a->scale}));
+    TRY(project(k, ck_rows(a->proj, R, C, WIDTH), a->attn, a->o_weight, R, H * D, C));
+    return add(k, ck_rows(a->residual1, R, C, WIDTH), ck_merged(a->x), ck_rows(a->proj, R, C, WIDTH), R, C);
+}
+
+static ck_status
+mlp_block(const ck_kernels *k, const struct ck_decoder_fwd *a)
+{
+    const size_t R = a->B * a->T, C = a->C, F = a->F;
+    const ck_array y = ck_merged(a->y), down = a->down != NULL ? ck_rows(a->down, R, C, WIDTH) : y;
+
+    TRY(norm(k, ck_rows(a->residual1, R, C, WIDTH), a->ln2_weight, a->eps, a->ln2, a->rstd2, R, C));
+    TRY(project(k, ck_rows(a->gate, R, F, WIDTH), a->ln2, a->gate_weight, R, C, F));
+    TRY(project(k, ck_rows(a->up, R, F, WIDTH), a->ln2, a->up_weight, R, C, F));
+    TRY(ck_swiglu_fwd(k, &(struct ck_swiglu_fwd){.y = ck_rows(a->act, R, F, WIDTH),
+                                                 .gate = ck_rows(a->gate, R, F, WIDTH),
+                                                 .up = ck_rows(a->up, R, F, WIDTH), .R = R, .F = F}));
+    TRY(project(k, down, a->act, a->down_weight, R, F, C));
+    return add(k, y, ck_rows(a->residual1, R, C, WIDTH), down, R, C);
+}
+
+static ck_status
+forward(const ck_kernels *k, struct ck_decoder_fwd *a)
+{
+    const size_t R = a->B * a->T, C = a->C, heads = R * a->H, all = heads * a->D, group = R * a->G * a->D;
+    const bool cached = a->lengths != NULL;
+    int64_t *placed = NULL, *after = NULL;
+    const ck_buffer buffers[] = {
+        {(void **)&a->rstd1, R * WIDTH}, {(void **)&a->ln1, R * C * WIDTH},
+        {(void **)&a->q_rope, all * WIDTH}, {(void **)&a->k_rope, group * WIDTH}, {(void **)&a->v, group * WIDTH},
+        {(void **)&a->max, heads * WIDTH}, {(void **)&a->sum, heads * WIDTH}, {(void **)&a->attn, all * WIDTH},
+        {(void **)&a->residual1, R * C * WIDTH}, {(void **)&a->rstd2, R * WIDTH}, {(void **)&a->ln2, R * C * WIDTH},
+        {(void **)&a->gate, R * a->F * WIDTH}, {(void **)&a->up, R * a->F * WIDTH}, {(void **)&a->act, R * a->F * WIDTH},
+        {(void **)&placed, cached ? R * sizeof *placed : 0}, {(void **)&after, cached ? a->B * sizeof *after : 0},
+    };
+    void *block;
+    size_t size;
+
+    ck_status status = ck_carve(buffers, sizeof buffers / sizeof *buffers, &block, &size);
+    if (status != CK_OK)
+        return status;
+    if (a->q == NULL) a->q = a->q_rope; /* in place */
+    if (a->k == NULL) a->k = a->k_rope;
+    if (a->proj == NULL) a->proj = a->residual1;
+    if (cached)
+        place(a, placed, after);
+    status = attention_block(k, a, cached ? placed : a->positions, cached ? after : NULL);
+    if (status == CK_OK)
+        status = mlp_block(k, a);
+    ck_give(block, size);
+    return status;
+}
+
+static ck_status
+refuse_forward(const struct ck_decoder_fwd *a)
+{
+    const bool cached = a->lengths != NULL;
+    if (a->G == 0 ? a->H != 0 : a->H % a->G != 0)
+        return ck_refuse(CK_BAD_VALUE, "%zu heads are not a multiple of %zu kv heads", a->H, a->G);
+    if (cached != (a->keys.data != NULL) || cached != (a->values.data != NULL))
+        return ck_refuse(CK_BAD_VALUE, "'keys', 'values' and 'lengths' make a cache together");
+    if (cached && (a->positions != NULL || a->scores != NULL || a->probs != NULL))
+        return ck_refuse(CK_BAD_VALUE, "with a cache, positions follow from its lengths, and scores are not captured");
+    if (!cached && a->counts != NULL)
+        return ck_refuse(CK_BAD_VALUE, "'counts' needs a cache");
+    return CK_OK;
+}
+
+CK_RUN(decoder_fwd)
+{
+    struct ck_decoder_fwd own = *a;
+    TRY(refuse_forward(a));
+    return forward(k, &own);
+}
+
+/* ---- backward ---- */
+
+/* dx [R,K] and dweight [N,K] of y [R,N] = x * weightᵀ; dx is overwritten. */
+static ck_status
+project_back(const ck_kernels *k, ck_array dy, const float *x, const float *weight, float *dx, float *dweight,
+             size_t R, size_t K, size_t N, bool accumulate)
+{
+    return ck_linear_bwd(k, &(struct ck_linear_bwd){
+        .dx = ck_rows(dx, R, K, WIDTH), .dweight = ck_rows(dweight, N, K, WIDTH), .dy = dy,
+        .x = ck_rows(x, R, K, WIDTH), .weight = ck_rows(weight, N, K, WIDTH), .accumulate = accumulate,
+        .R = R, .K = K, .N = N});
+}
+
+static ck_status
+norm_back(const ck_kernels *k, ck_array dx, float *dweight, const float *dy, ck_array x, const float *weight,
+          const float *rstd, size_t R, size_t C, bool accumulate)
+{
+    return ck_rms_norm_bwd(k, &(struct ck_rms_norm_bwd){.dx = dx, .dweight = dweight, .dy = ck_rows(dy, R, C, WIDTH),
+                                                        .x = x, .weight = weight, .rstd = rstd,
+                                                        .accumulate = accumulate, .R = R, .C = C});
+}
+
+/* From dy to d_residual1; `more` is a second buffer for a sum of two. */
+static ck_status
+mlp_back(const ck_kernels *k, const struct ck_decoder_bwd *a, float *more)
+{
+    const size_t R = a->B * a->T, C = a->C, F = a->F;
+    const ck_array dy = ck_merged(a->dy), d_gate = ck_rows(a->d_gate, R, F, WIDTH), d_up = ck_rows(a->d_up, R, F, WIDTH);
+    const ck_array d_ln2 = ck_rows(a->d_ln2, R, C, WIDTH), d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH);
+
+    TRY(project_back(k, dy, a->act, a->down_weight, a->d_act, a->ddown_weight, R, F, C, a->accumulate));
+    TRY(ck_swiglu_bwd(k, &(struct ck_swiglu_bwd){.dgate = d_gate, .dup = d_up, .dy = ck_rows(a->d_act, R, F, WIDTH),
+                                                 .gate = ck_rows(a->gate, R, F, WIDTH),
+                                                 .up = ck_rows(a->up, R, F, WIDTH), .R = R, .F = F}));
+    TRY(project_back(k, d_gate, a->ln2, a->gate_weight, a->d_ln2, a->dgate_weight, R, C, F, a->accumulate));
+    TRY(project_back(k, d_up, a->ln2, a->up_weight, more, a->dup_weight, R, C, F, a->accumulate));
+    TRY(add(k, d_ln2, d_ln2, ck_rows(more, R, C, WIDTH), R, C));
+    TRY(norm_back(k, d_residual1, a->dln2_weight, a->d_ln2, ck_rows(a->residual1, R, C, WIDTH), a->ln2_weight, a->rstd2,
+                  R, C, a->accumulate));
+    return add(k, d_residual1, d_residual1, dy, R, C);
+}
+
+/* From d_attn to d_q_rope, d_k_rope, d_v. */
+static ck_status
+attend_back(const ck_kernels *k, const struct ck_decoder_bwd *a)
+{
+    const size_t B = a->B, T = a->T, H = a->H, G = a->G, D = a->D;
+    TRY(ck_attention_bwd(k, &(struct ck_attention_bwd){
+        .dq = ck_heads(a->d_q_rope, B, T, H, D, WIDTH), .dk = ck_heads(a->d_k_rope, B, T, G, D, WIDTH),
+        .dv = ck_heads(a->d_v, B, T, G, D, WIDTH), .dy = ck_heads(a->d_attn, B, T, H, D, WIDTH),
+        .q = ck_heads(a->q_rope, B, T, H, D, WIDTH), .k = ck_heads(a->k_rope, B, T, G, D, WIDTH),
+        .v = ck_heads(a->v, B, T, G, D, WIDTH), .y = ck_heads(a->attn, B, T, H, D, WIDTH),
+        .max = a->max, .sum = a->sum, .left = -1, .right = -1, .causal = true, .scale = a->scale,
+        .B = B, .H = H, .G = G, .T = T, .S = T, .D = D}));
+    if (a->d_scores == NULL && a->d_probs == NULL)
+        return CK_OK;
+    return ck_capture_attention(&(ck_attention_stages){.q = a->q_rope, .k = a->k_rope, .v = a->v, .d_attn = a->d_attn,
+                                                       .d_scores = a->d_scores, .d_probs = a->d_probs, .B = B, .T = T,
+                                                       .H = H, .G = G, .D = D, .scale = a->scale});
+}
+
+/* From d_residual1 to dx. */
+static ck_status
+attention_back(const ck_kernels *k, const struct ck_decoder_bwd *a, float *more)
+{
+    const size_t B = a->B, T = a->T, R = B * T, C = a->C, H = a->H, G = a->G, D = a->D;
+    const ck_array d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH), d_ln1 = ck_rows(a->d_ln1, R, C, WIDTH);
+    const ck_array sum_of_two = ck_rows(more, R, C, WIDTH), dx = ck_merged(a->dx);
+    const ck_angles at = {a->cos, a->sin, a->P, a->K, a->positions};
+
+    TRY(project_back(k, d_residual1, a->attn, a->o_weight, a->d_attn, a->do_weight, R, H * D, C, a->accumulate));
+    TRY(attend_back(k, a));
+    TRY(rotate_back(k, a->d_q, a->d_q_rope, &at, B, T, H, D));
+    TRY(rotate_back(k, a->d_k, a->d_k_rope, &at, B, T, G, D));
+    TRY(project_back(k, ck_rows(a->d_q, R, H * D, WIDTH), a->ln1, a->q_weight, a->d_ln1, a->dq_weight, R, C, H * D,
+                     a->accumulate));
+    TRY(project_back(k, ck_rows(a->d_k, R, G * D, WIDTH), a->ln1, a->k_weight, more, a->dk_weight, R, C, G * D,
+                     a->accumulate));
+    TRY(add(k, d_ln1, d_ln1, sum_of_two, R, C));
+    TRY(project_back(k, ck_rows(a->d_v, R, G * D, WIDTH), a->ln1, a->v_weight, more, a->dv_weight, R, C, G * D,
+                     a->accumulate));
+    TRY(add(k, d_ln1, d_ln1, sum_of_two, R, C));
+    TRY(norm_back(k, dx, a->dln1_weight, a->d_ln1, ck_merged(a->x), a->ln1_weight, a->rstd1, R, C, a->accumulate));
+    return add(k, dx, dx, d_residual1, R, C);
+}
+
+static ck_status
+backward(const ck_kernels *k, struct ck_decoder_bwd *a)
+{
+    const size_t R = a->B * a->T, C = a->C, all = R * a->H * a->D, group = R * a->G * a->D;
+    float *more = NULL;
+    const ck_buffer buffers[] = {
+        {(void **)&a->d_ln1, R * C * WIDTH}, {(void **)&a->d_v, group * WIDTH}, {(void **)&a->d_q_rope, all * WIDTH},
+        {(void **)&a->d_k_rope, group * WIDTH}, {(void **)&a->d_attn, all * WIDTH},
+        {(void **)&a->d_residual1, R * C * WIDTH}, {(void **)&a->d_ln2, R * C * WIDTH},
+        {(void **)&a->d_gate, R * a->F * WIDTH}, {(void **)&a->d_up, R * a->F * WIDTH},
+        {(void **)&a->d_act, R * a->F * WIDTH}, {(void **)&more, R * C * WIDTH},
+    };
+    void *block;
+    size_t size;
+
+    ck_status status = ck_carve(buffers, sizeof buffers / sizeof *buffers, &block, &size);
+    if (status != CK_OK)
+        return status;
+    if (a->d_q == NULL) a->d_q = a->d_q_rope; /* in place */
+    if (a->d_k == NULL) a->d_k = a->d_k_rope;
+    status = mlp_back(k, a, more);
+    if (status == CK_OK)
+        status = attention_back(k, a, more);
+    ck_give(block, size);
+    return status;
+}
+
+CK_RUN(decoder_bwd)
+{
+    struct ck_decoder_bwd own = *a;
+    return backward(k, &own);
+}

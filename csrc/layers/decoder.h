@@ -1,0 +1,155 @@
+#ifndef CK_DECODER_H
+#define CK_DECODER_H
+#include "ops/op.h"
+/*
+ * decoder -- one layer of a decoder-only transformer (Llama): forward, backward, decode
+ *
+ *     ln1       [B,T,C]    rms_norm(x, ln1_weight, eps)
+ *     q         [B,T,H,D]  linear(ln1, q_weight)                k, v [B,T,G,D] likewise
+ *     q_rope    [B,T,H,D]  rope(q) at each token's position     k_rope likewise
+ *     attn      [B,T,H,D]  causal attention of q_rope over k_rope, v; scores times `scale`
+ *     proj      [B,T,C]    linear(attn, o_weight)
+ *     residual1 [B,T,C]    x + proj
+ *     ln2       [B,T,C]    rms_norm(residual1, ln2_weight, eps)
+ *     gate, up  [B,T,F]    linear(ln2, gate_weight), linear(ln2, up_weight)
+ *     act       [B,T,F]    silu(gate) * up
+ *     down      [B,T,C]    linear(act, down_weight)
+ *     output    [B,T,C]    residual1 + down
+ *
+ * With a cache (decode): the new keys and values are written behind the lengths[b] tokens that item b holds, token t
+ * of item b stands at position lengths[b] + t, and attention reads the cache.  counts[b] of the T tokens are real;
+ * what the rest give means nothing, and they see only what is real.
+ *
+ * Every stage has a buffer, and a caller who wants to see a stage, or to keep it for backward, gives the buffer; the
+ * others come from the arena.  So capture costs nothing and cannot change the path.  `scores` and `probs` [B,H,T,T]
+ * never exist otherwise: they are computed for the capture alone, in double, from q_rope and k_rope; a key that the
+ * mask hides has its score there, and probability 0.
+ *
+ * Heads are contiguous in tokens ([B,T,H,D]), which is how projections write them and attention reads them: nothing
+ * is transposed.  Every weight is [out, in], as in PyTorch.
+ */
+#define CK_ARGS_decoder_fwd(_)                       \
+    _(OUT,      elem,    y,           "B T C")       \
+    _(OPT_OUT,  elem,    keys,        "B G S D")     \
+    _(OPT_OUT,  elem,    values,      "B G S D")     \
+    _(OPT_OUTV, float,   rstd1,       "B T")         \
+    _(OPT_OUTV, elem,    ln1,         "B T C")       \
+    _(OPT_OUTV, elem,    q,           "B T H D")     \
+    _(OPT_OUTV, elem,    k,           "B T G D")     \
+    _(OPT_OUTV, elem,    v,           "B T G D")     \
+    _(OPT_OUTV, elem,    q_rope,      "B T H D")     \
+    _(OPT_OUTV, elem,    k_rope,      "B T G D")     \
+    _(OPT_OUTV, float,   scores,      "B H T T")     \
+    _(OPT_OUTV, float,   probs,       "B H T T")     \
+    _(OPT_OUTV, float,   max,         "B H T")       \
+    _(OPT_OUTV, float,   sum,         "B H T")       \
+    _(OPT_OUTV, elem,    attn,        "B T H D")     \
+    _(OPT_OUTV, elem,    proj,        "B T C")       \
+    _(OPT_OUTV, elem,    residual1,   "B T C")       \
+    _(OPT_OUTV, float,   rstd2,       "B T")         \
+    _(OPT_OUTV, elem,    ln2,         "B T C")       \
+    _(OPT_OUTV, elem,    gate,        "B T F")       \
+    _(OPT_OUTV, elem,    up,          "B T F")       \
+    _(OPT_OUTV, elem,    act,         "B T F")       \
+    _(OPT_OUTV, elem,    down,        "B T C")       \
+    _(IN,       elem,    x,           "B T C")       \
+    _(INV,      float,   ln1_weight,  "C")           \
+    _(INV,      elem,    q_weight,    "H D C")       \
+    _(INV,      elem,    k_weight,    "G D C")       \
+    _(INV,      elem,    v_weight,    "G D C")       \
+    _(INV,      elem,    o_weight,    "C H D")       \
+    _(INV,      float,   ln2_weight,  "C")           \
+    _(INV,      elem,    gate_weight, "F C")         \
+    _(INV,      elem,    up_weight,   "F C")         \
+    _(INV,      elem,    down_weight, "C F")         \
+    _(INV,      float,   cos,         "P K")         \
+    _(INV,      float,   sin,         "P K")         \
+    _(OPT_INV,  int64_t, positions,   "B T")         \
+    _(OPT_INV,  int64_t, lengths,     "B")           \
+    _(OPT_INV,  int64_t, counts,      "B")           \
+    _(REAL,     double,  eps,         "")            \
+    _(REAL,     double,  scale,       "")            \
+    _(SIZE,     size_t,  B,           "")            \
+    _(SIZE,     size_t,  T,           "")            \
+    _(SIZE,     size_t,  C,           "")            \
+    _(SIZE,     size_t,  H,           "")            \
+    _(SIZE,     size_t,  G,           "")            \
+    _(SIZE,     size_t,  D,           "")            \
+    _(SIZE,     size_t,  F,           "")            \
+    _(SIZE,     size_t,  P,           "")            \
+    _(SIZE,     size_t,  K,           "")            \
+    _(SIZE,     size_t,  S,           "")
+CK_DECLARE(decoder_fwd)
+
+/*
+ * Backward of the layer without a cache.  It needs rstd1 ln1 v q_rope k_rope max sum attn residual1 rstd2 ln2 gate up
+ * act of the forward pass.  d_<stage> is the gradient of the loss by that stage; again a buffer each, from the arena
+ * where the caller gives none.  Gradients of weights are added to what is there when `accumulate`; one that is
+ * absent is not computed.
+ */
+#define CK_ARGS_decoder_bwd(_)                        \
+    _(OUT,      elem,    dx,           "B T C")       \
+    _(OPT_OUTV, float,   dln1_weight,  "C")           \
+    _(OPT_OUTV, elem,    dq_weight,    "H D C")       \
+    _(OPT_OUTV, elem,    dk_weight,    "G D C")       \
+    _(OPT_OUTV, elem,    dv_weight,    "G D C")       \
+    _(OPT_OUTV, elem,    do_weight,    "C H D")       \
+    _(OPT_OUTV, float,   dln2_weight,  "C")           \
+    _(OPT_OUTV, elem,    dgate_weight, "F C")         \
+    _(OPT_OUTV, elem,    dup_weight,   "F C")         \
+    _(OPT_OUTV, elem,    ddown_weight, "C F")         \
+    _(OPT_OUTV, elem,    d_ln1,        "B T C")       \
+    _(OPT_OUTV, elem,    d_q,          "B T H D")     \
+    _(OPT_OUTV, elem,    d_k,          "B T G D")     \
+    _(OPT_OUTV, elem,    d_v,          "B T G D")     \
+    _(OPT_OUTV, elem,    d_q_rope,     "B T H D")     \
+    _(OPT_OUTV, elem,    d_k_rope,     "B T G D")     \
+    _(OPT_OUTV, float,   d_scores,     "B H T T")     \
+    _(OPT_OUTV, float,   d_probs,      "B H T T")     \
+    _(OPT_OUTV, elem,    d_attn,       "B T H D")     \
+    _(OPT_OUTV, elem,    d_residual1,  "B T C")       \
+    _(OPT_OUTV, elem,    d_ln2,        "B T C")       \
+    _(OPT_OUTV, elem,    d_gate,       "B T F")       \
+    _(OPT_OUTV, elem,    d_up,         "B T F")       \
+    _(OPT_OUTV, elem,    d_act,        "B T F")       \
+    _(IN,       elem,    dy,           "B T C")       \
+    _(IN,       elem,    x,            "B T C")       \
+    _(INV,      float,   rstd1,        "B T")         \
+    _(INV,      elem,    ln1,          "B T C")       \
+    _(INV,      elem,    v,            "B T G D")     \
+    _(INV,      elem,    q_rope,       "B T H D")     \
+    _(INV,      elem,    k_rope,       "B T G D")     \
+    _(INV,      float,   max,          "B H T")       \
+    _(INV,      float,   sum,          "B H T")       \
+    _(INV,      elem,    attn,         "B T H D")     \
+    _(INV,      elem,    residual1,    "B T C")       \
+    _(INV,      float,   rstd2,        "B T")         \
+    _(INV,      elem,    ln2,          "B T C")       \
+    _(INV,      elem,    gate,         "B T F")       \
+    _(INV,      elem,    up,           "B T F")       \
+    _(INV,      elem,    act,          "B T F")       \
+    _(INV,      float,   ln1_weight,   "C")           \
+    _(INV,      elem,    q_weight,     "H D C")       \
+    _(INV,      elem,    k_weight,     "G D C")       \
+    _(INV,      elem,    v_weight,     "G D C")       \
+    _(INV,      elem,    o_weight,     "C H D")       \
+    _(INV,      float,   ln2_weight,   "C")           \
+    _(INV,      elem,    gate_weight,  "F C")         \
+    _(INV,      elem,    up_weight,    "F C")         \
+    _(INV,      elem,    down_weight,  "C F")         \
+    _(INV,      float,   cos,          "P K")         \
+    _(INV,      float,   sin,          "P K")         \
+    _(OPT_INV,  int64_t, positions,    "B T")         \
+    _(REAL,     double,  scale,        "")            \
+    _(FLAG,     int,     accumulate,   "")            \
+    _(SIZE,     size_t,  B,            "")            \
+    _(SIZE,     size_t,  T,            "")            \
+    _(SIZE,     size_t,  C,            "")            \
+    _(SIZE,     size_t,  H,            "")            \
+    _(SIZE,     size_t,  G,            "")            \
+    _(SIZE,     size_t,  D,            "")            \
+    _(SIZE,     size_t,  F,            "")            \
+    _(SIZE,     size_t,  P,            "")            \
+    _(SIZE,     size_t,  K,            "")
+CK_DECLARE(decoder_bwd)
+#endif

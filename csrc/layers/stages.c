@@ -1,0 +1,109 @@
+#include "layers/stages.h"
+
+#include "runtime/arena.h"
+
+#include <math.h>
+
+enum { ALIGN = 64 };
+
+static size_t
+padded(size_t size)
+{
+    return (size + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+ck_status
+ck_carve(const ck_buffer *buffers, size_t n, void **block, size_t *size)
+{
+    *size = 0;
+    for (size_t i = 0; i < n; i++)
+        if (*buffers[i].at == NULL)
+            *size += padded(buffers[i].size);
+    char *next = *block = ck_take(*size);
+    if (next == NULL)
+        return CK_NO_MEMORY;
+    for (size_t i = 0; i < n; i++)
+        if (*buffers[i].at == NULL) {
+            *buffers[i].at = next;
+            next += padded(buffers[i].size);
+        }
+    return CK_OK;
+}
+
+ck_array
+ck_heads(const void *data, size_t B, size_t T, size_t H, size_t D, size_t width)
+{
+    const ptrdiff_t head = (ptrdiff_t)(D * width), token = (ptrdiff_t)H * head, item = (ptrdiff_t)T * token;
+    return (ck_array){(void *)data, width, 3, {B, H, T}, {item, head, token}};
+}
+
+ck_array
+ck_merged(ck_array x)
+{
+    while (x.n > 1 && (x.size[0] == 1 || x.stride[0] == (ptrdiff_t)x.size[1] * x.stride[1])) {
+        x.size[1] *= x.size[0];
+        for (size_t i = 0; i + 1 < x.n; i++)
+            x.size[i] = x.size[i + 1], x.stride[i] = x.stride[i + 1];
+        x.n--;
+    }
+    return x;
+}
+
+static double
+dot(const float *x, const float *y, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * y[i];
+    return sum;
+}
+
+/* One row of scores, its probabilities up to the query's own position, and their gradients. */
+static void
+capture_row(const ck_attention_stages *a, size_t b, size_t h, size_t t, double *score, double *slope)
+{
+    const size_t g = h / (a->H / a->G), row = ((b * a->H + h) * a->T + t) * a->T;
+    const float *q = a->q + ((b * a->T + t) * a->H + h) * a->D;
+    double max = -INFINITY, sum = 0, mean = 0;
+
+    for (size_t s = 0; s < a->T; s++) {
+        score[s] = a->scale * dot(q, a->k + ((b * a->T + s) * a->G + g) * a->D, a->D);
+        if (a->scores != NULL)
+            a->scores[row + s] = (float)score[s];
+        if (s <= t)
+            max = fmax(max, score[s]);
+    }
+    for (size_t s = 0; s < a->T; s++) {
+        score[s] = s <= t ? exp(score[s] - max) : 0;
+        sum += score[s];
+    }
+    for (size_t s = 0; s < a->T; s++) {
+        score[s] /= sum;
+        if (a->probs != NULL)
+            a->probs[row + s] = (float)score[s];
+    }
+    if (a->d_attn == NULL)
+        return;
+    for (size_t s = 0; s < a->T; s++) {
+        slope[s] = dot(a->d_attn + ((b * a->T + t) * a->H + h) * a->D, a->v + ((b * a->T + s) * a->G + g) * a->D, a->D);
+        mean += score[s] * slope[s];
+        if (a->d_probs != NULL)
+            a->d_probs[row + s] = (float)slope[s];
+    }
+    for (size_t s = 0; a->d_scores != NULL && s < a->T; s++)
+        a->d_scores[row + s] = (float)(score[s] * (slope[s] - mean));
+}
+
+ck_status
+ck_capture_attention(const ck_attention_stages *a)
+{
+    const size_t size = 2 * a->T * sizeof(double);
+    double *rows = ck_take(size);
+    if (rows == NULL)
+        return CK_NO_MEMORY;
+    for (size_t i = 0; i < a->B * a->H; i++)
+        for (size_t t = 0; t < a->T; t++)
+            capture_row(a, i / a->H, i % a->H, t, rows, rows + a->T);
+    ck_give(rows, size);
+    return CK_OK;
+}

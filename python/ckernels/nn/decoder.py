@@ -1,0 +1,280 @@
+"""One decoder layer of the Llama family: forward, backward and decode, each one C call."""
+from typing import NamedTuple
+
+import numpy as np
+
+from ckernels import _ck
+from ckernels.runtime import empty
+
+__all__ = ["DecoderLayer"]
+
+STAGES = ("ln1", "q", "k", "v", "q_rope", "k_rope", "scores", "probs", "attn", "proj", "residual1", "ln2", "gate", "up",
+          "act", "down", "output")
+
+# Parameters in the order in which the C layer takes them.
+NAMES = ("input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
+         "self_attn.o_proj.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight",
+         "mlp.down_proj.weight")
+
+# Stages that are heads in tokens [B,T,H,D] in memory and [B,H,T,D] to the reader.
+_HEADS = ("q", "k", "v", "q_rope", "k_rope", "attn")
+
+
+class Context(NamedTuple):
+    """What backward needs of a forward pass; refers to ``x``: do not overwrite it before."""
+
+    x: np.ndarray
+    rstd1: np.ndarray
+    ln1: np.ndarray
+    v: np.ndarray
+    q_rope: np.ndarray
+    k_rope: np.ndarray
+    max: np.ndarray
+    sum: np.ndarray
+    attn: np.ndarray
+    residual1: np.ndarray
+    rstd2: np.ndarray
+    ln2: np.ndarray
+    gate: np.ndarray
+    up: np.ndarray
+    act: np.ndarray
+    positions: np.ndarray | None
+
+
+def _as_read(name, array):
+    """Return a stage as docs/stages.md describes it: a copy of its own, heads before tokens."""
+    plain = name.removeprefix("d_")
+    return np.ascontiguousarray(array.transpose(0, 2, 1, 3)) if plain in _HEADS else array.copy()
+
+
+class DecoderLayer:
+    """Norm, attention and gated MLP with their residual connections.
+
+    Parameters
+    ----------
+    config : ckernels.models.Config
+    params : dict
+        Hugging Face names relative to the layer ("self_attn.q_proj.weight", ...) to float32 arrays, contiguous, each
+        [out, in].  They are not copied: what an optimizer writes into them, the next call sees.
+
+    Raises
+    ------
+    ValueError
+        A parameter is missing, left over, or of another shape; the message names it.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> config = ck.models.configs["tiny"]
+    >>> model = ck.models.Model(config, seed=0)
+    >>> prefix = "model.layers.0."
+    >>> layer = ck.nn.DecoderLayer(config, {name[len(prefix):]: array for name, array in model.params.items()
+    ...                                     if name.startswith(prefix)})
+    >>> y, ctx = layer.forward(np.ones((1, 3, config.hidden_size), "f4"))
+    >>> dx, grads = layer.backward(y, ctx)
+    >>> y.shape, dx.shape, grads["mlp.up_proj.weight"].shape == layer.params["mlp.up_proj.weight"].shape
+    ((1, 3, 64), (1, 3, 64), True)
+    """
+
+    stages = STAGES
+
+    def __init__(self, config, params):
+        self.config = config
+        C, F, D = config.hidden_size, config.intermediate_size, config.head_dim
+        H, G = config.num_attention_heads, config.num_key_value_heads
+        flat = {"input_layernorm.weight": (C,), "self_attn.q_proj.weight": (H * D, C),
+                "self_attn.k_proj.weight": (G * D, C), "self_attn.v_proj.weight": (G * D, C),
+                "self_attn.o_proj.weight": (C, H * D), "post_attention_layernorm.weight": (C,),
+                "mlp.gate_proj.weight": (F, C), "mlp.up_proj.weight": (F, C), "mlp.down_proj.weight": (C, F)}
+        self._shapes = {**flat, "self_attn.q_proj.weight": (H, D, C), "self_attn.k_proj.weight": (G, D, C),
+                        "self_attn.v_proj.weight": (G, D, C), "self_attn.o_proj.weight": (C, H, D)}
+        if missing := [name for name in NAMES if name not in params]:
+            raise ValueError(f"DecoderLayer(): 'params' misses {', '.join(missing)}")
+        if left := [name for name in params if name not in flat]:
+            raise ValueError(f"DecoderLayer(): 'params' has no place for {', '.join(map(str, left))}")
+        for name in NAMES:
+            if np.shape(params[name]) != flat[name]:
+                raise ValueError(f"DecoderLayer(): '{name}' of shape {tuple(np.shape(params[name]))} does not fit "
+                                 f"{flat[name]}")
+        self.params = {name: np.asarray(params[name]) for name in NAMES}
+        for name, array in self.params.items():
+            if array.dtype != np.float32:
+                raise TypeError(f"DecoderLayer(): '{name}' must be float32, not {array.dtype}")
+            if not array.flags.c_contiguous:
+                raise ValueError(f"DecoderLayer(): '{name}' must be contiguous: pass numpy.ascontiguousarray of it")
+        self._table = None
+
+    def _weights(self):
+        """Return the parameters as the C layer takes them: views with heads as an axis."""
+        return [self.params[name].reshape(self._shapes[name]) for name in NAMES]
+
+    def table(self, length):
+        """Return the rotary table (cos, sin), each float32 [at least ``length``, D/2]; made once, grown by doubling."""
+        from ckernels.ops.rope import rope_table
+
+        if self._table is None or len(self._table[0]) < length:
+            rows = max(64, 1 << max(length - 1, 1).bit_length())
+            self._table = rope_table(np.arange(rows), self.config.head_dim, self.config.rope_theta)
+        return self._table
+
+    def share_table(self, other):
+        """Use the rotary table of another layer of the same model instead of one's own."""
+        self._table = other._table
+
+    def _angles(self, positions, T):
+        """Return the rows of the table that the tokens need: the first T, or all up to the last position."""
+        if positions is None:
+            return tuple(part[:T] for part in self.table(T))
+        return self.table(int(positions.max(initial=0)) + 1)
+
+    @staticmethod
+    def _place(positions, B, T):
+        """Return positions as int64 [B,T], or None."""
+        if positions is None:
+            return None
+        positions = np.asarray(positions)
+        if positions.dtype.kind not in "iu":
+            raise TypeError(f"DecoderLayer.forward(): 'positions' must be integers, not {positions.dtype}")
+        if positions.shape not in ((T,), (B, T)):
+            raise ValueError(f"DecoderLayer.forward(): 'positions' of shape {positions.shape} does not fit [T] or "
+                             f"[B, T], where B={B}, T={T}")
+        if positions.size and positions.min() < 0:
+            raise IndexError(f"DecoderLayer.forward(): 'positions' holds {positions.min()}")
+        return np.ascontiguousarray(np.broadcast_to(positions, (B, T)), np.int64)
+
+    def _sizes(self, x, who):
+        shape = np.shape(x)
+        if len(shape) != 3 or shape[2] != self.config.hidden_size:
+            raise ValueError(f"DecoderLayer.{who}(): 'x' of shape {tuple(shape)} does not fit [B, T, C], where "
+                             f"C={self.config.hidden_size}")
+        return shape[:2]
+
+    def forward(self, x, positions=None, *, stages=None, keep=True, out=None):
+        """Run the layer over whole sequences.
+
+        Parameters
+        ----------
+        x : float32 [B, T, C]
+        positions : integers [T] or [B, T], optional
+            Where each token stands, for its rotation; 0 .. T-1 by default.  The causal mask goes by index.
+        stages : dict, optional
+            Filled with a copy of every stage by name (``layer.stages``; shapes in docs/stages.md).  The bits of the
+            result do not depend on it.
+        keep : bool
+            Whether backward will follow; without, ``ctx`` is None and less memory is used.
+        out : float32 [B, T, C], optional
+
+        Returns
+        -------
+        y : float32 [B, T, C]
+        ctx : Context or None
+        """
+        B, T = self._sizes(x, "forward")
+        C, F, D = self.config.hidden_size, self.config.intermediate_size, self.config.head_dim
+        H, G = self.config.num_attention_heads, self.config.num_key_value_heads
+        positions = self._place(positions, B, T)
+        want = keep or stages is not None
+        shapes = {"rstd1": (B, T), "ln1": (B, T, C), "q": (B, T, H, D), "k": (B, T, G, D), "v": (B, T, G, D),
+                  "q_rope": (B, T, H, D), "k_rope": (B, T, G, D), "scores": (B, H, T, T), "probs": (B, H, T, T),
+                  "max": (B, H, T), "sum": (B, H, T), "attn": (B, T, H, D), "proj": (B, T, C), "residual1": (B, T, C),
+                  "rstd2": (B, T), "ln2": (B, T, C), "gate": (B, T, F), "up": (B, T, F), "act": (B, T, F),
+                  "down": (B, T, C)}
+        only_seen = ("q", "k", "scores", "probs", "proj", "down")
+        made = {name: empty(shape) if (stages is not None if name in only_seen else want) else None
+                for name, shape in shapes.items()}
+        cos, sin = self._angles(positions, T)
+        y = _ck.decoder_fwd(out, None, None, *made.values(), x, *self._weights(), cos, sin, positions, None, None,
+                            self.config.rms_norm_eps, D ** -0.5)[0]
+        if stages is not None:
+            for name in STAGES:
+                stages[name] = _as_read(name, y if name == "output" else made[name])
+        kept = Context(x, *(made[name] for name in Context._fields[1:-1]), positions) if keep else None
+        return y, kept
+
+    def backward(self, dy, ctx, *, stages=None, accumulate_into=None):
+        """Gradients of the loss by the layer's input and by every parameter.
+
+        Parameters
+        ----------
+        dy : float32 [B, T, C]
+            Gradient by the layer's output.
+        ctx : Context
+            Of :meth:`forward`.
+        stages : dict, optional
+            Filled with the gradient of every stage, ``d_<stage>``.
+        accumulate_into : dict, optional
+            Gradients by parameter name to add into (one by one; a name that is absent gets a new array).
+
+        Returns
+        -------
+        dx : float32 [B, T, C]
+        grads : dict
+            Keyed like ``params``.
+        """
+        if ctx is None:
+            raise ValueError("DecoderLayer.backward(): 'ctx' is None: call forward with keep=True")
+        B, T = ctx.x.shape[:2]
+        C, F, D = self.config.hidden_size, self.config.intermediate_size, self.config.head_dim
+        H, G = self.config.num_attention_heads, self.config.num_key_value_heads
+        shapes = {"d_ln1": (B, T, C), "d_q": (B, T, H, D), "d_k": (B, T, G, D), "d_v": (B, T, G, D),
+                  "d_q_rope": (B, T, H, D), "d_k_rope": (B, T, G, D), "d_scores": (B, H, T, T),
+                  "d_probs": (B, H, T, T), "d_attn": (B, T, H, D), "d_residual1": (B, T, C), "d_ln2": (B, T, C),
+                  "d_gate": (B, T, F), "d_up": (B, T, F), "d_act": (B, T, F)}
+        made = {name: empty(shape) if stages is not None else None for name, shape in shapes.items()}
+        grads, add = self._gradients(accumulate_into)
+        cos, sin = self._angles(ctx.positions, T)
+        dx = _ck.decoder_bwd(None, *(grads[name].reshape(self._shapes[name]) for name in NAMES), *made.values(), dy,
+                             *ctx[:-1], *self._weights(), cos, sin, ctx.positions, D ** -0.5, add)[0]
+        if stages is not None:
+            made |= {"d_proj": made["d_residual1"], "d_down": np.asarray(dy), "d_output": np.asarray(dy)}
+            stages.update({f"d_{name}": _as_read(f"d_{name}", made[f"d_{name}"]) for name in STAGES})
+        return dx, grads
+
+    def _gradients(self, accumulate_into):
+        """Return an array for every gradient, and whether to add: all given, or none."""
+        given = accumulate_into or {}
+        if unknown := [name for name in given if name not in self.params]:
+            raise ValueError(f"DecoderLayer.backward(): 'accumulate_into' has no parameter {', '.join(unknown)}")
+        grads = {}
+        for name in NAMES:
+            grads[name] = given.get(name)
+            if grads[name] is None:
+                grads[name] = np.zeros(self.params[name].shape, np.float32) if given else empty(self.params[name].shape)
+            elif np.shape(grads[name]) != self.params[name].shape or not grads[name].flags.c_contiguous:
+                raise ValueError(f"DecoderLayer.backward(): gradient '{name}' of shape {np.shape(grads[name])} does not "
+                                 f"fit {self.params[name].shape}, contiguous")
+        return grads, bool(given)
+
+    def decode(self, x, cache, *, counts=None, out=None):
+        """Run the layer over new tokens of sequences whose earlier keys and values are in a cache.
+
+        Parameters
+        ----------
+        x : float32 [B, T, C]
+            Token t of item b stands at position ``cache.lengths[b] + t``.
+        cache : ckernels.KVCache
+            Of this layer; the new keys and values are appended.
+        counts : integers [B], optional
+            How many of the T tokens each item takes; all by default.  Rows behind them hold nothing of meaning.
+        out : float32 [B, T, C], optional
+
+        Returns
+        -------
+        float32 [B, T, C]
+            The same bits as rows of :meth:`forward` over the whole sequence.
+
+        Raises
+        ------
+        ValueError
+            Past the cache's capacity; nothing is written.
+        """
+        B, T = self._sizes(x, "decode")
+        if B != cache.batch:
+            raise ValueError(f"DecoderLayer.decode(): 'x' has {B} items, the cache {cache.batch}")
+        counts = cache.counts_of(counts, T, "DecoderLayer.decode")
+        lengths = cache.lengths
+        cos, sin = self.table(int(lengths.max(initial=0)) + T)
+        y = _ck.decoder_fwd(out, cache.raw["k"], cache.raw["v"], *[None] * 20, x, *self._weights(), cos, sin, None,
+                            lengths, counts, self.config.rms_norm_eps, self.config.head_dim ** -0.5)[0]
+        cache.advance(counts)
+        return y

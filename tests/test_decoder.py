@@ -1,0 +1,187 @@
+"""The decoder layer: every stage, every gradient, and one set of bits however the tokens come."""
+import numpy as np
+import pytest
+
+import ckernels as ck
+from ckernels.nn.decoder import NAMES, STAGES
+
+torch = pytest.importorskip("torch", reason="not measured: no PyTorch for this Python")
+
+from ckernels.parity import exact  # noqa: E402
+from ckernels.parity.compare import assert_parity  # noqa: E402
+
+CONFIGS = {  # hidden, intermediate, heads, kv heads, head size
+    "tiny": (64, 172, 2, 2, 32),
+    "gqa": (48, 100, 6, 2, 16),
+    "one kv head": (40, 56, 7, 1, 10),
+    "wide heads": (24, 40, 3, 3, 20),
+}
+
+
+def make(rng, name):
+    C, F, H, G, D = CONFIGS[name]
+    config = ck.models.Config(hidden_size=C, intermediate_size=F, num_attention_heads=H, num_key_value_heads=G,
+                              head_dim=D, num_hidden_layers=1, vocab_size=32, rms_norm_eps=1e-5)
+    shapes = {"input_layernorm.weight": (C,), "self_attn.q_proj.weight": (H * D, C), "self_attn.k_proj.weight": (G * D, C),
+              "self_attn.v_proj.weight": (G * D, C), "self_attn.o_proj.weight": (C, H * D),
+              "post_attention_layernorm.weight": (C,), "mlp.gate_proj.weight": (F, C), "mlp.up_proj.weight": (F, C),
+              "mlp.down_proj.weight": (C, F)}
+    params = {n: (rng.uniform(0.5, 1.5, s) if len(s) == 1 else rng.standard_normal(s) / np.sqrt(s[1])).astype("f4")
+              for n, s in shapes.items()}
+    return config, params, ck.nn.DecoderLayer(config, params)
+
+
+def sequence(rng, config, B=2, T=17):
+    return rng.standard_normal((B, T, config.hidden_size)).astype("f4")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("where", ["from 0", "anywhere"])
+def test_every_stage_matches_float64(isa, rng, name, where):
+    config, params, layer = make(rng, name)
+    x = sequence(rng, config)
+    positions = None if where == "from 0" else rng.integers(0, 4096, x.shape[:2])
+    stages = {}
+    layer.forward(x, positions, stages=stages)
+    true = exact.layer(config, params, x, positions=positions).stages
+    peer = exact.layer(config, params, x, positions=positions, dtype="float32").stages
+    assert tuple(stages) == STAGES
+    for stage in STAGES:
+        assert_parity(stages[stage], true[stage], peer[stage], name=stage)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_gradient_matches_float64(isa, rng, name):
+    config, params, layer = make(rng, name)
+    x, dy = sequence(rng, config), sequence(rng, config)
+    stages = {}
+    dx, grads = layer.backward(dy, layer.forward(x)[1], stages=stages)
+    true = exact.layer(config, params, x, dy=dy)
+    peer = exact.layer(config, params, x, dy=dy, dtype="float32")
+    assert_parity(dx, true.dx, peer.dx, name="dx")
+    for weight in NAMES:
+        assert_parity(grads[weight], true.grads[weight], peer.grads[weight], name=weight)
+    for stage in STAGES:
+        if stage != "output":
+            assert_parity(stages[f"d_{stage}"], true.stages[f"d_{stage}"], peer.stages[f"d_{stage}"], name=f"d_{stage}")
+
+
+def test_capture_changes_no_bit(isa, rng):
+    config, _, layer = make(rng, "gqa")
+    x, dy = sequence(rng, config), sequence(rng, config)
+    y, ctx = layer.forward(x)
+    assert layer.forward(x, stages={})[0].tobytes() == y.tobytes()
+    assert layer.forward(x, keep=False)[0].tobytes() == y.tobytes()
+    plain, seen = layer.backward(dy, ctx), layer.backward(dy, ctx, stages={})
+    assert plain[0].tobytes() == seen[0].tobytes()
+    assert all(plain[1][n].tobytes() == seen[1][n].tobytes() for n in NAMES)
+
+
+def test_bits_do_not_depend_on_threads(isa, rng):
+    config, _, layer = make(rng, "tiny")
+    x, dy = sequence(rng, config, B=3, T=65), sequence(rng, config, B=3, T=65)
+
+    def everything():
+        y, ctx = layer.forward(x)
+        dx, grads = layer.backward(dy, ctx)
+        return [a.tobytes() for a in (y, dx, *grads.values())]
+
+    ck.set_num_threads(1)
+    alone = everything()
+    for n in 2, 3, 7:
+        ck.set_num_threads(n)
+        assert everything() == alone
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prefill_chunks_and_decode_are_forward_bit_for_bit(isa, rng, name):
+    config, _, layer = make(rng, name)
+    x = sequence(rng, config, B=2, T=37)
+    whole = layer.forward(x)[0]
+    for chunks in ([37], [16, 21], [1] * 37, [5, 1, 30, 1]):
+        cache = ck.KVCache(config.num_key_value_heads, config.head_dim, 40, batch=2)
+        parts, at = [], 0
+        for n in chunks:
+            parts.append(layer.decode(x[:, at:at + n], cache))
+            at += n
+        assert np.concatenate(parts, 1).tobytes() == whole.tobytes(), chunks
+
+
+def test_items_of_different_length_decode_as_if_alone(isa, rng):
+    config, _, layer = make(rng, "gqa")
+    x = sequence(rng, config, B=3, T=12)
+    lengths = [12, 3, 7]
+    cache = ck.KVCache(config.num_key_value_heads, config.head_dim, 16, batch=3)
+    layer.decode(x, cache, counts=lengths)
+    new = sequence(rng, config, B=3, T=1)
+    together = layer.decode(new, cache)
+    assert cache.lengths.tolist() == [13, 4, 8]
+    for b, n in enumerate(lengths):
+        alone = layer.forward(np.concatenate([x[b:b + 1, :n], new[b:b + 1]], 1))[0][0, -1]
+        assert together[b, 0].tobytes() == alone.tobytes()
+
+
+def test_an_item_is_the_same_alone_and_in_a_batch(isa, rng):
+    config, _, layer = make(rng, "tiny")
+    x = sequence(rng, config, B=5)
+    y = layer.forward(x)[0]
+    assert layer.forward(x[3:4])[0].tobytes() == y[3].tobytes()
+
+
+def test_gradients_accumulate(isa, rng):
+    config, _, layer = make(rng, "tiny")
+    x, dy = sequence(rng, config), sequence(rng, config)
+    ctx = layer.forward(x)[1]
+    once = {n: g.copy() for n, g in layer.backward(dy, ctx)[1].items()}
+    twice = layer.backward(dy, ctx, accumulate_into={n: g.copy() for n, g in once.items()})[1]
+    for n in NAMES:
+        np.testing.assert_array_equal(twice[n], 2 * once[n])
+    only = {"mlp.up_proj.weight": once["mlp.up_proj.weight"].copy()}
+    mixed = layer.backward(dy, ctx, accumulate_into=only)[1]
+    assert mixed["mlp.up_proj.weight"] is only["mlp.up_proj.weight"]
+    np.testing.assert_array_equal(mixed["mlp.up_proj.weight"], 2 * once["mlp.up_proj.weight"])
+    np.testing.assert_array_equal(mixed["mlp.down_proj.weight"], once["mlp.down_proj.weight"])
+
+
+def test_what_an_optimizer_writes_is_seen(rng):
+    config, params, layer = make(rng, "tiny")
+    x = sequence(rng, config)
+    before = layer.forward(x)[0].tobytes()
+    params["mlp.up_proj.weight"][...] *= 2
+    assert layer.forward(x)[0].tobytes() != before
+
+
+@pytest.mark.parametrize("B, T", [(0, 3), (2, 0), (1, 1)])
+def test_small_and_empty_sequences(isa, rng, B, T):
+    config, params, layer = make(rng, "gqa")
+    x = sequence(rng, config, B=B, T=T)
+    y, ctx = layer.forward(x)
+    dx, grads = layer.backward(x, ctx)
+    assert y.shape == dx.shape == x.shape
+    if x.size:
+        assert_parity(y, exact.layer(config, params, x).stages["output"], exact.layer(config, params, x,
+                                                                                      dtype="float32").stages["output"])
+    else:
+        assert all(not grads[n].any() for n in NAMES)
+
+
+def test_refusals_name_what_does_not_fit(rng):
+    config, params, layer = make(rng, "gqa")
+    with pytest.raises(ValueError, match=r"DecoderLayer\(\): 'params' misses mlp.up_proj.weight"):
+        ck.nn.DecoderLayer(config, {n: a for n, a in params.items() if n != "mlp.up_proj.weight"})
+    with pytest.raises(ValueError, match="has no place for lm_head"):
+        ck.nn.DecoderLayer(config, params | {"lm_head": np.zeros(3, "f4")})
+    with pytest.raises(ValueError, match=r"'self_attn.q_proj.weight' of shape \(3, 48\) does not fit \(96, 48\)"):
+        ck.nn.DecoderLayer(config, params | {"self_attn.q_proj.weight": np.zeros((3, 48), "f4")})
+    with pytest.raises(TypeError, match="'mlp.up_proj.weight' must be float32"):
+        ck.nn.DecoderLayer(config, params | {"mlp.up_proj.weight": params["mlp.up_proj.weight"].astype("f8")})
+    with pytest.raises(ValueError, match=r"forward\(\): 'x' of shape \(2, 5\) does not fit \[B, T, C\]"):
+        layer.forward(np.zeros((2, 5), "f4"))
+    with pytest.raises(TypeError, match="'x' must be float32"):
+        layer.forward(np.zeros((1, 2, 48)))
+    with pytest.raises(IndexError, match="'positions' holds -1"):
+        layer.forward(np.zeros((1, 2, 48), "f4"), np.array([0, -1]))
+    cache = ck.KVCache(2, 16, 3)
+    with pytest.raises(ValueError, match="item 0 holds 0 tokens of 3: 4 more do not fit"):
+        layer.decode(np.zeros((1, 4, 48), "f4"), cache)
+    assert cache.lengths.tolist() == [0]
