@@ -366,6 +366,15 @@ def test_a_model_that_cannot_be_had_is_unmeasured_and_fails(monkeypatch, tmp_pat
     assert [case.verdict for case in cases] == [levels.ERROR]
 
 
+def test_an_empty_text_is_unmeasured_and_a_long_one_is_cut_and_says_so():
+    texts = forward.texts_of(Options(text="x" * 600), lambda text: [7] * len(text))
+    assert [(label, ids.size) for label, ids in texts] == [("the first 512 of 600 tokens", 512)]
+    ((_, ids),) = forward.texts_of(Options(text=""), lambda text: [])
+    assert ids.size == 0
+    lengths = [ids.size for _, ids in forward.texts_of(Options(), lambda text: list(text.encode()))]
+    assert lengths == list(forward.LENGTHS["default"]) and lengths[-1] == 200
+
+
 def test_weights_that_differ_in_one_bit_are_seen(torch):
     class Model:
         params = {"a": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}
