@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -143,6 +144,17 @@ def test_every_cut_of_the_data_is_refused(tmp_path):
         (tmp_path / "arrays.safetensors").write_bytes(whole[:keep])
         with pytest.raises(ValueError, match="arrays.safetensors"):
             Trace.load(tmp_path)
+
+
+def test_without_safetensors_the_error_says_what_to_install(tmp_path, monkeypatch):
+    sample().save(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "safetensors"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    for work in (lambda: Trace.load(tmp_path), lambda: sample().save(tmp_path / "new")):
+        with pytest.raises(ImportError, match=r"needs safetensors: pip install 'ckernels\[models\]'"):
+            work()
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_no_array_is_refused_by_name():

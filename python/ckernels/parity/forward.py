@@ -46,7 +46,7 @@ def run(options):
     import ckernels as ck
 
     name = Path(options.model).name if options.model else MODEL
-    reason = peer.missing("torch", "transformers", "gguf", "accelerate")
+    reason = peer.missing("torch", "transformers", "gguf", "accelerate", "tokenizers")
     if reason:
         yield not_measured(LEVEL, name, reason)
         return
@@ -109,7 +109,7 @@ def read_tokenizer(path):
 
 def texts_of(options, encode):
     """Lists of ids with a label each: the user's text, or prose of several lengths."""
-    if options.text:
+    if options.text is not None:
         ids = encode(options.text)
         cut = f"the first {MOST_TOKENS} of {len(ids)} tokens" if len(ids) > MOST_TOKENS else f"{len(ids)} tokens"
         return [(cut, np.array(ids[:MOST_TOKENS], np.int64))]

@@ -66,11 +66,12 @@ class Trace:
         ------
         FileExistsError
             The folder holds something that is not a trace.
+        ImportError
+            The ``safetensors`` package is not installed.
         OSError
             It cannot be written.
         """
-        from safetensors.numpy import save_file
-
+        save_file = _safetensors().numpy.save_file
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         ours = {"manifest.json", "manifest.json.part", *_FILES.values()}
@@ -118,6 +119,15 @@ class Trace:
         manifest = _read_manifest(place)
         parts = {part: _read_arrays(folder / name, place, part, manifest[part]) for part, name in _FILES.items()}
         return cls(manifest["config"], **parts)
+
+
+def _safetensors():
+    """Import the package that reads and writes arrays; the ImportError says what to install."""
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError("a trace's folder needs safetensors: pip install 'ckernels[models]'") from None
+    return safetensors
 
 
 def _plain_config(config):
@@ -197,14 +207,12 @@ def _check_entry(where, entry):
 
 def _read_arrays(file, place, part, entries):
     """The arrays of one safetensors file, each as the manifest describes it."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    package = _safetensors()
     if not file.is_file():
         raise FileNotFoundError(f"{file}: not there, though {place.name} lists its arrays")
     try:
-        found = load_file(file)
-    except (SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
+        found = package.numpy.load_file(file)
+    except (package.SafetensorError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"{file}: not a readable safetensors file: {error}") from None
     for name, entry in entries.items():
         if name not in found:
