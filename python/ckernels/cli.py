@@ -167,6 +167,8 @@ def _add_generate(commands):
 def _parity(arguments):
     from .parity import levels, machine, report
 
+    # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     names = [n for n in levels.LEVELS if n != "invariance"] if arguments.level == "all" else [arguments.level]
     fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "text",
               "seed", "save")  # fmt: skip
