@@ -66,6 +66,8 @@ def test_help_is_complete(arguments, capsys):
         (["compare", "only-one"], "required"),
         (["compare", "/nowhere/a.npy", "/nowhere/b.npy"], "no such file"),
         (["generate", "/nowhere/model.gguf", "hello"], "no such file"),
+        (["generate", "smollm2-135m", "hello", "--top-p", "1.5"], "at most 1"),
+        (["generate", __file__, "hello"], "test_cli.py"),
         (["fetch", "nonsense"], "smollm2-135m"),
     ],
 )
@@ -161,6 +163,16 @@ def test_save(level, tmp_path, capsys):
     assert cli.main(["parity", "ops", "--save", str(tmp_path / "new")]) == 0
     assert json.loads((tmp_path / "new" / "report.json").read_text())["summary"]["passed"] == 1
     assert (tmp_path / "new" / "report.txt").read_text() == capsys.readouterr().out
+
+
+def test_a_download_that_fails_exits_with_1(monkeypatch, capsys):
+    def offline(name):
+        raise OSError("no network: try again")
+
+    monkeypatch.setattr("ckernels.io.fetch.fetch", offline)
+    for arguments in (["fetch", "smollm2-135m"], ["generate", "smollm2-135m", "hello"]):
+        assert cli.main(arguments) == 1
+        assert "no network" in capsys.readouterr().err
 
 
 def run(*arguments, **options):
@@ -297,3 +309,31 @@ def test_a_terminal_gets_colours_and_whole_lines(level, monkeypatch):
     text = stream.getvalue()
     assert "\x1b[32mEXACT" in text and "EXCESS_DRIFT" in text and "why" in text
     assert any(long in line and "1.00e-07" in line and "EXACT" in line for line in text.splitlines())
+
+
+def test_generate_prints_text_as_it_comes(monkeypatch, tmp_path, capsys):
+    import ckernels.models
+    from ckernels.io.tokenizer import Tokenizer
+    from test_tokenizer import small
+
+    tokenizer = small()
+    asked = {}
+
+    class Model:
+        def generate(self, ids, **options):
+            asked.update(options, ids=list(ids))
+            yield from tokenizer.encode("é ab")
+            yield tokenizer.eos
+            pytest.fail("nothing comes after the end of the text")
+
+    monkeypatch.setattr(Tokenizer, "from_gguf", classmethod(lambda cls, path: tokenizer))
+    monkeypatch.setattr(ckernels.models, "load", lambda path: Model())
+    (tmp_path / "some.gguf").touch()
+    assert cli.main(["generate", str(tmp_path / "some.gguf"), "ab ", "-n", "9", "--top-k", "3", "--seed", "4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "ab é ab\n"
+    assert "tokens/s" in captured.err
+    assert asked["ids"] == tokenizer.encode("ab ")
+    assert (asked["max_new_tokens"], asked["temperature"], asked["top_k"], asked["seed"]) == (9, 0.0, 3, 4)
+    assert cli.main(["generate", str(tmp_path / "some.gguf"), ""]) == 4
+    assert cli.main(["generate", str(tmp_path), "a folder"]) == 4

@@ -22,6 +22,10 @@ class UsageError(Exception):
     """What the user asked for makes no sense; the text says why."""
 
 
+class Failure(Exception):
+    """What was asked for is fine and could not be done, such as a download without a network."""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with exit code 4 for wrong usage, since 2 means undecided here."""
 
@@ -48,6 +52,13 @@ def _learning_rate(text):
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _share(text):
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return value
 
 
@@ -156,7 +167,7 @@ def _add_generate(commands):
     generate.add_argument("-n", "--max-new-tokens", type=_positive, default=64, metavar="N", help="default 64")
     generate.add_argument("--temperature", type=_limit, default=0.0, metavar="T", help="0, the default: the likeliest")
     generate.add_argument("--top-k", type=_positive, metavar="K", help="draw from the K likeliest")
-    generate.add_argument("--top-p", type=_limit, metavar="P", help="draw from the likeliest that sum to P")
+    generate.add_argument("--top-p", type=_share, metavar="P", help="draw from the likeliest that sum to P")
     generate.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the draws (default 0)")
 
 
@@ -167,6 +178,8 @@ def _add_generate(commands):
 def _parity(arguments):
     from .parity import levels, machine, report
 
+    # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     names = [n for n in levels.LEVELS if n != "invariance"] if arguments.level == "all" else [arguments.level]
     fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "text",
               "seed", "save")  # fmt: skip
@@ -352,29 +365,37 @@ def _model_path(name):
     """Return the file of a model: a path as it is, a known name out of the cache."""
     from .io.fetch import FETCHABLE, fetch
 
-    if os.path.exists(name):
+    if os.path.exists(name) and name not in FETCHABLE:
         return name
     if name in FETCHABLE:
-        return fetch(name)
+        try:
+            return fetch(name)
+        except (OSError, ValueError) as error:
+            raise Failure(str(error)) from None
     raise UsageError(f"{name}: no such file, and no model of that name; ck fetch knows {', '.join(FETCHABLE)}")
 
 
 def _generate(arguments):
+    import numpy as np
+
     from .io.tokenizer import Tokenizer
     from .models import load
 
     path = _model_path(arguments.model)
     if os.path.isdir(path):
         raise UsageError(f"{path}: the tokenizer is read from a GGUF file; this is a folder")
-    tokenizer = Tokenizer.from_gguf(path)
-    ids = tokenizer.encode(arguments.prompt)
-    if not ids:
-        raise UsageError("the prompt is empty")
-    model = load(path)
+    try:
+        tokenizer = Tokenizer.from_gguf(path)
+        ids = tokenizer.encode(arguments.prompt)
+        if not ids:
+            raise UsageError("the prompt is empty")
+        model = load(path)
+    except (ImportError, OSError, EOFError, OverflowError, ValueError) as error:  # each names the file and the place
+        raise UsageError(str(error)) from None
     print(arguments.prompt, end="", flush=True)
     stream, start, count = tokenizer.stream(), time.perf_counter(), 0
     options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    for token in model.generate(ids, **options):
+    for token in model.generate(np.array(ids), **options):
         count += 1
         if int(token) == tokenizer.eos:
             break
@@ -386,11 +407,11 @@ def _generate(arguments):
 
 
 def _fetch(arguments):
-    from .io.fetch import FETCHABLE, fetch
+    from .io.fetch import FETCHABLE
 
     if arguments.name not in FETCHABLE:
         raise UsageError(f"no model is called {arguments.name!r}; there are {', '.join(FETCHABLE)}")
-    print(fetch(arguments.name))
+    print(_model_path(arguments.name))
     return 0
 
 
@@ -427,6 +448,9 @@ def main(argv=None):
     except UsageError as error:
         print(f"ck {arguments.command}: {error}", file=sys.stderr)
         return 4
+    except Failure as error:
+        print(f"ck {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader left, as in `ck parity | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
