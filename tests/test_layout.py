@@ -9,7 +9,7 @@ ROOT = native.ROOT
 KERNELS = {op: kind for kind, op in re.findall(r"^CK_(OP|LAYER|PART)\((\w+)", (ROOT / "csrc/ops.def").read_text(), re.M)}
 CALLED = dict(re.findall(r'^CK_(?:OP|LAYER)\((\w+), "([^"]+)"', (ROOT / "csrc/ops.def").read_text(), re.M))
 # Which header declares an op: its family.
-FAMILY = {op: header.stem for header in sorted((ROOT / "csrc/ops").glob("*.h"))
+FAMILY = {op: header.stem for header in sorted((ROOT / "csrc/ops").glob("*.h")) if header.name != "ops.h"
           for op in re.findall(r"^(?:CK_DECLARE\(|struct ck_)(\w+)(?:\)| \{)", header.read_text(), re.M)}
 SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".c", ".h"})
 PYTHON = sorted((ROOT / "python").rglob("*.py"))
