@@ -26,10 +26,22 @@ def build():
     return module
 
 
+def compile_all(units):
+    """Compile (source, flags) units: the paths of their objects."""
+    with contextlib.chdir(ROOT):
+        return [str(ROOT / path) for path in build().compile_all(units)]
+
+
+def library_units():
+    """The (source, flags) units of the C library."""
+    with contextlib.chdir(ROOT):
+        return build().library_units()
+
+
 def link(name, units, *options):
     """Compile (source, flags) units and link them with ``options``: the path of ``build/tests/<name>``."""
+    objects = compile_all(units)
     with contextlib.chdir(ROOT):
-        objects = build().compile_all(units)
         target = Path("build/tests") / name
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([*build().compiler(), *objects, "-o", str(target), *options, "-pthread", "-ldl", "-lm"], check=True)

@@ -280,7 +280,7 @@ static PyMethodDef methods[] = {
     {"use_isa", py_use_isa, METH_O, "use_isa($module, isa, /)\n--\n\nChoose the kernels; return the name of those before."},
     {"set_num_threads", set_num_threads, METH_O, "set_num_threads($module, n, /)\n--\n\nThreads an op may use."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "get_num_threads($module, /)\n--\n\nThreads an op may use."},
-    {"empty", (PyCFunction)(void (*)(void))ck_py_empty, METH_FASTCALL, "empty($module, shape, dtype=float32, /)\n--\n\nA new array, not cleared, from the arena."},
+    {"empty", (PyCFunction)(void (*)(void))ck_py_empty, METH_FASTCALL, "empty($module, shape, dtype='float32', /)\n--\n\nA new array, not cleared, from the arena."},
     {"memory_stats", memory_stats, METH_NOARGS, "memory_stats($module, /)\n--\n\nBytes of the arena, by name."},
     {"empty_cache", empty_cache, METH_NOARGS, "empty_cache($module, /)\n--\n\nGive cached memory back to the system."},
     {"set_cache_limit", set_cache_limit, METH_O, "set_cache_limit($module, bytes, /)\n--\n\nKeep at most this much for reuse."},
