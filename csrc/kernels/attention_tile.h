@@ -17,7 +17,9 @@
 
 #define ALWAYS static inline __attribute__((always_inline))
 
-enum { KEYS = CK_ATTENTION_KEYS, CHAIN = CK_ATTENTION_CHAIN, TERMS = CK_ATTENTION_TERMS, ROWS = 6 }; /* rows of a tile: 6 x 16 fills the sixteen registers of AVX2 */
+enum { KEYS = CK_ATTENTION_KEYS, CHAIN = CK_ATTENTION_CHAIN, TERMS = CK_ATTENTION_TERMS, ROWS = 6, AHEAD = 16 }; /* rows of a tile: 6 x 16 fills the registers of AVX2 */
+
+/* AHEAD: rows between the one that is packed and the one that is fetched; in decoding, packing waits for memory. */
 
 typedef struct { size_t from, to; } span; /* empty: {0, 0} */
 
@@ -104,6 +106,7 @@ pack_rows(float *to, size_t depth, const char *rows, ptrdiff_t step, span of, si
     for (size_t i = of.from; i < of.to; i++)
         for (size_t d = 0; d < D; d += 16) {
             const v16 x = v16_load((const elem *)(rows + (ptrdiff_t)i * step) + d, D - d);
+            __builtin_prefetch((const elem *)(rows + (ptrdiff_t)(i + AHEAD) * step) + d);
             strange = v16_fma(x, v16_zero(), strange); /* NaN from the first that is not finite */
             v16_store_f32(to + d * depth + i * 16, x, 16);
         }
@@ -116,8 +119,10 @@ turn(float *to, const char *rows, ptrdiff_t step, size_t first, span of, size_t 
 {
     static const float nothing[16];
     const float *from[16];
-    for (size_t i = 0; i < 16; i++)
+    for (size_t i = 0; i < 16; i++) {
         from[i] = first + i >= of.from && first + i < of.to ? (const float *)(rows + (ptrdiff_t)(first + i) * step) + d : nothing;
+        __builtin_prefetch((const elem *)(rows + (ptrdiff_t)(first + i + AHEAD) * step) + d);
+    }
     v16_transpose(to, 16, from, D - d < 16 ? D - d : 16);
 }
 

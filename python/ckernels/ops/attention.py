@@ -130,8 +130,8 @@ def scaled_dot_product_attention(
 
     Notes
     -----
-    A key that is not seen contributes nothing, not even a NaN.  A query that sees no key gives 0, and lse -inf (the sink,
-    with sinks).
+    A key that is not seen contributes nothing, not even a NaN.  A query that sees no key gives 0, and lse -inf (with
+    sinks, the sink).
 
     Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.  The bits of a query's
     result are the same for any number of threads, batch, strides, and whether it comes in a whole prefill, a chunk or
@@ -179,6 +179,7 @@ def scaled_dot_product_attention_backward(dy, ctx, *, out=None, accumulate=False
     dy : float32 [B, H, T, D]
         ``(dy, dlse)`` where forward returned ``(y, lse)``; ``dlse`` may be None, for zero.
     ctx : Context
+        From :func:`scaled_dot_product_attention_forward`.
     out : Gradients, optional
         Arrays to write into; a field that is None gets a new one.
     accumulate : bool
@@ -213,7 +214,10 @@ def attend_cache(q, keys, values, offsets, lengths, *, scale=None, window=None, 
         Query t of item b stands at ``offsets[b] + t``.
     keys, values : float32 [B, G, capacity, D]
         What lies at or past ``lengths[b]`` is never read.
-    offsets, lengths : int64 [B]
+    offsets : int64 [B]
+        Position of query 0 of each item.
+    lengths : int64 [B]
+        Keys held by each item.
     scale, window, softcap, sinks, out
         As in :func:`scaled_dot_product_attention`.
 
