@@ -294,6 +294,11 @@ take_type(ck_call *call, const ck_param *p, PyArrayObject *array)
             return 0;
         expected = "int64";
     }
+    else if (p->type == CK_TYPE_double) {
+        if (type == NPY_FLOAT64)
+            return 0;
+        expected = "float64";
+    }
     else if (p->kind == CK_MASK && type == NPY_BOOL) {
         return 0;
     }
@@ -446,7 +451,7 @@ make_array(ck_call *call, int i, void *field)
         else
             dims[n++] = (npy_intp)(axis->times * call->size[letter]);
     }
-    PyObject *array = new_array(n, dims, NPY_FLOAT32);
+    PyObject *array = new_array(n, dims, call->op->params[i].type == CK_TYPE_double ? NPY_FLOAT64 : NPY_FLOAT32);
     if (array == NULL)
         return -1;
     const int taken = take_array(call, i, array, field);

@@ -14,6 +14,7 @@
 #include "ops/matmul.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
+#include "ops/sgd.h"
 #include "ops/sum_rows.h"
 
 enum {
