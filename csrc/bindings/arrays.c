@@ -61,6 +61,11 @@ take_type(ck_call *call, const ck_param *p, PyArrayObject *array)
             return 0;
         expected = "int64";
     }
+    else if (p->type == CK_TYPE_double) {
+        if (type == NPY_FLOAT64)
+            return 0;
+        expected = "float64";
+    }
     else if (p->kind == CK_MASK && type == NPY_BOOL) {
         return 0;
     }
@@ -153,10 +158,11 @@ static int
 make_array(ck_call *call, int i, void *field)
 {
     npy_intp dims[NPY_MAXDIMS];
+    const int type = call->op->params[i].type == CK_TYPE_double ? NPY_FLOAT64 : NPY_FLOAT32;
     const int n = ck_expected_shape(call, i, dims);
     if (n < 0)
         return -1;
-    PyObject *array = ck_new_array(n, dims, (PyObject *)PyArray_DescrFromType(NPY_FLOAT32));
+    PyObject *array = ck_new_array(n, dims, (PyObject *)PyArray_DescrFromType(type));
     if (array == NULL) {
         char what[256] = "finds no memory for its shape ";
         if (PyErr_ExceptionMatches(PyExc_MemoryError)) {

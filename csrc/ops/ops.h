@@ -16,6 +16,7 @@
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
 #include "ops/softmax.h"
+#include "ops/sgd.h"
 #include "ops/sum_rows.h"
 
 enum {

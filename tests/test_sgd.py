@@ -1,0 +1,247 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import ckernels as ck
+from ckernels.parity import assert_parity
+from guard import gaps_untouched, guarded, spaced
+
+SHAPES = [(c,) for c in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33)] + [(3, 5), (2, 3, 17), (20000,), (192, 576), ()]
+OPTIONS = [
+    {"lr": 0.1},
+    {"lr": 0.1, "weight_decay": 0.03},
+    {"lr": 0.1, "momentum": 0.9},
+    {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1},
+    {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.03},
+    {"lr": 0.1, "momentum": 0.9, "maximize": True},
+]
+
+
+def normal(rng, shape):
+    return guarded(rng.standard_normal(shape).astype("f4"))
+
+
+def run_torch(precision, arrays, steps, options, max_norm=None):
+    """Return parameters, buffers and norms after torch.optim.SGD."""
+    params = [torch.nn.Parameter(torch.tensor(a, dtype=precision)) for a in arrays]
+    optimizer, norms = torch.optim.SGD(params, foreach=False, **options), []
+    for grads in steps:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = None if g is None else torch.tensor(g, dtype=precision)
+        if max_norm is not None:
+            norms.append(float(torch.nn.utils.clip_grad_norm_(params, max_norm, foreach=False)))
+        optimizer.step()
+    return [p.detach() for p in params], optimizer, norms
+
+
+def run_ours(arrays, steps, options, max_norm=None):
+    params = [guarded(a) for a in arrays]
+    optimizer = ck.optim.SGD(params, **options)
+    norms = [optimizer.step(list(grads), max_norm=max_norm) for grads in steps]
+    return params, optimizer, norms
+
+
+def assert_same_course(arrays, steps, options, max_norm=None):
+    ours, opt, norms = run_ours(arrays, steps, options, max_norm)
+    exact, exact_opt, exact_norms = run_torch(torch.float64, arrays, steps, options, max_norm)
+    peer, peer_opt, _ = run_torch(torch.float32, arrays, steps, options, max_norm)
+    for i, (a, e, p) in enumerate(zip(ours, exact, peer, strict=True)):
+        assert_parity(a, e, p, allow_constant=a.size == 1, trivial={"not stepped": arrays[i]})
+        if options.get("momentum"):
+            buffers = (o.state_dict()["state"][i]["momentum_buffer"] for o in (opt, exact_opt, peer_opt))
+            assert_parity(*buffers, allow_constant=a.size == 1)
+    if max_norm is not None:
+        np.testing.assert_allclose(norms, exact_norms, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sgd_matches_torch(isa, rng, shape, options):
+    assert_same_course([normal(rng, shape)], [[normal(rng, shape)] for _ in range(3)], options)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("max_norm", [0.7, 1e9])
+def test_sgd_clips_as_torch(isa, rng, options, max_norm):
+    shapes = [(33,), (5, 17), (1,), (40, 500)]
+    arrays = [normal(rng, s) for s in shapes]
+    assert_same_course(arrays, [[normal(rng, s) for s in shapes] for _ in range(3)], options, max_norm)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_sgd_has_the_bits_of_torch(rng, options):
+    arrays, steps = [normal(rng, (40, 501))], [[normal(rng, (40, 501))] for _ in range(3)]
+    for isa in {"avx2", "avx512"} & set(ck.isas()):
+        with ck.use(isa):
+            ours = run_ours(arrays, steps, options)[0]
+        np.testing.assert_array_equal(ours[0], run_torch(torch.float32, arrays, steps, options)[0][0].numpy())
+
+
+def test_sgd_takes_a_dict(isa, rng):
+    arrays, grads = {n: normal(rng, (3, 5)) for n in "ab"}, {n: normal(rng, (3, 5)) for n in "ba"}
+    kept = {n: g.tobytes() for n, g in grads.items()}
+    want = [a - np.float32(0.5) * grads[n] for n, a in arrays.items()]
+    assert ck.optim.SGD(arrays, 0.5).step(grads) is None
+    for (n, a), w in zip(arrays.items(), want, strict=True):
+        np.testing.assert_array_equal(a, w)
+        assert grads[n].tobytes() == kept[n]  # gradients are not modified
+
+
+def test_sgd_leaves_a_parameter_without_gradient_alone(isa, rng):
+    arrays = [normal(rng, (4, 9)), normal(rng, (7,))]
+    steps = [[normal(rng, (4, 9)), None], [normal(rng, (4, 9)), normal(rng, (7,))], [None, normal(rng, (7,))]]
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}
+    assert_same_course(arrays, steps, options, max_norm=2.0)
+    params = {"a": guarded(arrays[0]), "b": guarded(arrays[1])}
+    optimizer = ck.optim.SGD(params, **options)
+    optimizer.step({"a": steps[0][0]})
+    assert params["b"].tobytes() == arrays[1].tobytes()
+    assert list(optimizer.state) == [0]
+
+
+def test_sgd_reads_options_at_every_step(isa, rng):
+    p, g = normal(rng, (33,)), normal(rng, (33,))
+    before = p.copy()
+    optimizer = ck.optim.SGD([p], lr=0.1)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step([g])
+    assert p.tobytes() == before.tobytes()
+
+
+def test_sgd_state_travels(isa, rng):
+    arrays, steps = (
+        [normal(rng, (3, 17)), normal(rng, (5,))],
+        [[normal(rng, (3, 17)), normal(rng, (5,))] for _ in range(4)],
+    )
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    whole, optimizer, _ = run_ours(arrays, steps, options)
+    half, first, _ = run_ours(arrays, steps[:2], options)
+    second = ck.optim.SGD(half, lr=7.0)
+    second.load_state_dict(first.state_dict())
+    first.state[0]["momentum_buffer"][:] = np.nan  # a copy was taken
+    for grads in steps[2:]:
+        second.step(grads)
+    assert [a.tobytes() for a in half] == [a.tobytes() for a in whole]
+
+    peers, theirs, _ = run_torch(torch.float32, arrays, steps[:2], options)
+    assert set(optimizer.state_dict()) == set(theirs.state_dict())
+    assert set(optimizer.state_dict()["param_groups"][0]) == set(theirs.state_dict()["param_groups"][0])
+    assert set(optimizer.state_dict()["state"][0]) == set(theirs.state_dict()["state"][0])
+    ours = [guarded(p.numpy()) for p in peers]
+    third = ck.optim.SGD(ours, lr=7.0)
+    third.load_state_dict(theirs.state_dict())
+    for grads in steps[2:]:
+        third.step(grads)
+    exact, peer = (run_torch(p, arrays, steps, options)[0] for p in (torch.float64, torch.float32))
+    for a, e, p in zip(ours, exact, peer, strict=True):
+        assert_parity(a, e, p)
+
+
+def test_sgd_bits_do_not_depend_on_threads(isa, rng):
+    arrays, steps = [normal(rng, (300, 333))], [[normal(rng, (300, 333))] for _ in range(2)]
+
+    def everything():
+        params, optimizer, norms = run_ours(arrays, steps, OPTIONS[4], 0.7)
+        return params[0].tobytes(), optimizer.state[0]["momentum_buffer"].tobytes(), norms
+
+    ck.set_num_threads(1)
+    alone = everything()
+    for n in 2, 3, 7:
+        ck.set_num_threads(n)
+        assert everything() == alone
+
+
+def test_sgd_norm_does_not_depend_on_isa_or_strides(rng):
+    g = (rng.standard_normal((7, 9, 333)) * 10.0 ** rng.integers(-15, 15, (7, 9, 1))).astype("f4")
+    views = [g, spaced(g), spaced(g.transpose(1, 0, 2)).transpose(1, 0, 2)]
+    norms = set()
+    for isa in set(ck.isas()) - {"reference"}:
+        with ck.use(isa):
+            norms |= {ck.optim.SGD([np.zeros_like(g)]).step([v], max_norm=1.0) for v in views}
+    assert len(norms) == 1
+    exact = math.sqrt(math.fsum(float(v) ** 2 for v in g.ravel()))
+    assert abs(norms.pop() - exact) <= 1e-14 * exact
+
+
+def test_sgd_takes_strided_views(isa, rng):
+    plain, grads = normal(rng, (6, 5, 33)), [normal(rng, (6, 5, 33)) for _ in range(2)]
+    apart = spaced(plain)
+    one, two = ck.optim.SGD([plain], **OPTIONS[3]), ck.optim.SGD([apart], **OPTIONS[3])
+    for g in grads:
+        one.step([g])
+        two.step([spaced(g)])
+    np.testing.assert_array_equal(apart, plain)
+    assert gaps_untouched(apart)
+
+
+def test_sgd_of_extremes(isa):
+    p = np.array([1, 1, 1, 1e-42, -200, 3e38, np.inf], "f4")
+    g = np.array([np.nan, np.inf, -np.inf, 1e-42, 200, -3e38, 1], "f4")
+    ck.optim.SGD([p], lr=1.0).step([g])  # neither momentum nor decay 0 may meet inf
+    np.testing.assert_array_equal(p, np.array([np.nan, -np.inf, np.inf, 0, -400, np.inf, np.inf], "f4"))
+    p = np.ones(2, "f4")
+    norm = ck.optim.SGD([p], lr=1.0).step([np.array([np.nan, 1], "f4")], max_norm=1.0)
+    assert math.isnan(norm) and np.isnan(p).all()  # as torch: a NaN norm makes NaN of all
+
+
+def test_sgd_of_nothing(isa):
+    empty = np.ones((0, 5), "f4")
+    assert ck.optim.SGD([empty], momentum=0.9).step([empty.copy()], max_norm=1.0) == 0.0
+    assert ck.optim.SGD({}).step({}) is None
+
+
+P = np.ones((2, 8), "f4")
+READ_ONLY = np.ones((2, 8), "f4")
+READ_ONLY.flags.writeable = False
+SGD = ck.optim.SGD
+REFUSALS = [
+    (TypeError, r"SGD\(\): 'params' must be a dict or a list", lambda: SGD(P)),
+    (TypeError, r"SGD\(\): parameter 0 must be an array, not float", lambda: SGD([1.0])),
+    (TypeError, r"SGD\(\): parameter 'w': 'param' must be float32, not float64", lambda: SGD({"w": P.astype("f8")})),
+    (ValueError, r"SGD\(\): parameter 'w': 'param' is written, but read-only", lambda: SGD({"w": READ_ONLY})),
+    (ValueError, r"SGD\(\): parameter 0: 'param' must be contiguous along its last axis", lambda: SGD([P[:, ::2]])),
+    (ValueError, r"SGD\(\): 'params' holds the same array twice", lambda: SGD([P, P])),
+    (ValueError, r"SGD\(\): 'lr' must be at least 0, not -1", lambda: SGD([P], -1)),
+    (ValueError, r"SGD\(\): 'lr' must be at least 0, not nan", lambda: SGD([P], math.nan)),
+    (TypeError, r"SGD\(\): 'lr' must be a number, not str", lambda: SGD([P], "1")),
+    (ValueError, r"SGD\(\): 'momentum' must be at least 0", lambda: SGD([P], momentum=-0.1)),
+    (ValueError, r"SGD\(\): 'nesterov' needs a momentum", lambda: SGD([P], nesterov=True)),
+    (
+        ValueError,
+        r"SGD\(\): 'nesterov' needs .* zero dampening",
+        lambda: SGD([P], momentum=1, dampening=1, nesterov=True),
+    ),
+    (ValueError, r"SGD.step\(\): 'grads' has 'x', which is no parameter", lambda: SGD({"w": P}).step({"x": P})),
+    (ValueError, r"SGD.step\(\): 'grads' must be keyed like the 1 parameters", lambda: SGD([P]).step([P, P])),
+    (ValueError, r"SGD.step\(\): 'max_norm' must not be negative", lambda: SGD([P]).step([P.copy()], max_norm=-1.0)),
+    (ValueError, r"SGD.load_state_dict\(\): one group of 1", lambda: SGD([P]).load_state_dict(SGD([]).state_dict())),
+]
+
+
+@pytest.mark.parametrize("error, text, call", REFUSALS)
+def test_sgd_refuses(error, text, call):
+    with pytest.raises(error, match=text):
+        call()
+
+
+@pytest.mark.parametrize(
+    "bad, error, text",
+    [
+        (
+            np.ones((2, 7), "f4"),
+            ValueError,
+            r"SGD.step\(\): the gradient of 'b' has shape \(2, 7\), the parameter \(2, 8\)",
+        ),
+        (np.ones((2, 8)), TypeError, r"SGD.step\(\): parameter 'b': 'grad' must be float32, not float64"),
+        (np.ones((2, 16), "f4")[:, ::2], ValueError, r"SGD.step\(\): parameter 'b': 'grad' must be contiguous"),
+        (1.0, TypeError, r"SGD.step\(\): the gradient of 'b' must be an array, not float"),
+    ],
+)
+def test_sgd_updates_nothing_when_one_gradient_is_refused(isa, bad, error, text):
+    params = {"a": np.ones((2, 8), "f4"), "b": np.ones((2, 8), "f4")}
+    optimizer = SGD(params, momentum=0.9)
+    with pytest.raises(error, match=text):
+        optimizer.step({"a": np.ones((2, 8), "f4"), "b": bad}, max_norm=1.0)
+    assert (params["a"] == 1).all() and not optimizer.state
