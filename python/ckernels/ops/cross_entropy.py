@@ -12,7 +12,7 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 
 class Context(NamedTuple):
-    """What backward needs; ``peak`` and ``sum`` are float32 [...]: a row's largest logit, the sum of exp(logit - peak)."""
+    """What backward needs; ``peak`` and ``sum`` are float32 [...]: a row's largest x, and the sum of exp(x - peak)."""
 
     logits: np.ndarray
     target: np.ndarray
