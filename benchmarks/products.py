@@ -11,7 +11,6 @@ import statistics
 import time
 from functools import cache
 
-import numpy as np
 import torch
 
 import ckernels as ck
@@ -61,7 +60,10 @@ def chosen_by(isa, backend, call):
 
 
 def run(case, flops, ours, theirs):
-    """Bench one case: ``ours`` is a dict of calls by name, ``theirs`` PyTorch's; the first of ours goes by OpenBLAS too."""
+    """Bench one case.
+
+    ``ours`` is a dict of calls by name, of which the first goes by OpenBLAS too; ``theirs`` is PyTorch's call.
+    """
     args = options()
     if args.case not in case:
         return

@@ -30,7 +30,7 @@ def openblas():
 
 def run(code, **environment):
     """Run Python code in a process of its own; return its output and its error text."""
-    path = os.pathsep.join(entry for entry in [str(Path(ck.__file__).parent.parent), os.environ.get("PYTHONPATH")] if entry)
+    path = os.pathsep.join(filter(None, [str(Path(ck.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path, **environment},
                           capture_output=True, text=True, timeout=100)
     return done.stdout.strip(), done.stderr.strip()

@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from guard import guarded, unwritten
 from torch.nn import functional as F
 
 import ckernels as ck
 from ckernels.ops.linear import Gradients
 from ckernels.parity import assert_parity
+from guard import guarded, unwritten
 
-# R, K, N: around vector widths, panels, tiles of every instruction set, tasks, chains and blocks of k; and one of a real model.
-SIZES = [(1, 1, 1), (1, 5, 7), (2, 7, 15), (3, 8, 16), (5, 15, 17), (6, 16, 31), (7, 17, 32), (13, 31, 33), (14, 63, 48), (15, 64, 47), (12, 65, 49),
-         (16, 255, 16), (17, 256, 9), (4, 257, 18), (27, 511, 33), (28, 512, 8), (29, 513, 65), (167, 20, 255), (169, 40, 257),
-         (1, 576, 192), (3, 1025, 300)]
+# R, K, N: around vector widths, panels, tiles of every instruction set, tasks, chains and blocks of k; a real model's.
+SIZES = [(1, 1, 1), (1, 5, 7), (2, 7, 15), (3, 8, 16), (5, 15, 17), (6, 16, 31), (7, 17, 32), (13, 31, 33),
+         (14, 63, 48), (15, 64, 47), (12, 65, 49), (16, 255, 16), (17, 256, 9), (4, 257, 18), (27, 511, 33),
+         (28, 512, 8), (29, 513, 65), (167, 20, 255), (169, 40, 257), (1, 576, 192), (3, 1025, 300)]
 ACTIVATIONS = {None: lambda z: z, "relu": torch.relu, "silu": F.silu}
 
 
@@ -36,7 +36,8 @@ def torch_linear(precision, activation, x, w, b, r):
 def torch_gradients(precision, activation, dy, *arrays):
     tensors = [torch.tensor(a, dtype=precision, requires_grad=True) for a in arrays]
     x, w, b, r = tensors
-    return torch.autograd.grad(ACTIVATIONS[activation](F.linear(x, w, b)) + r, tensors, torch.tensor(dy, dtype=precision))
+    y = ACTIVATIONS[activation](F.linear(x, w, b)) + r
+    return torch.autograd.grad(y, tensors, torch.tensor(dy, dtype=precision))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -237,7 +238,8 @@ def test_linear_silu_far_from_zero(isa):
             y = F.silu(leaf)
             return y.item(), torch.autograd.grad(y, leaf)[0].item()
 
-        for got, exact, peer in zip((y.item(), dx.item()), torch_at(torch.float64), torch_at(torch.float32), strict=True):
+        results = (y.item(), dx.item()), torch_at(torch.float64), torch_at(torch.float32)
+        for got, exact, peer in zip(*results, strict=True):
             assert abs(got - exact) <= 3 * abs(peer - exact) + 2.0**-22 * abs(exact)
 
 
@@ -260,7 +262,8 @@ def test_linear_takes_strided_views(isa, rng):
     r3 = spaced(r.reshape(5, 6, 40))
     w2 = spaced(w)[::-1]
     y, ctx = ck.linear_forward(x3, w2, b, activation="silu", residual=r3, out=spaced(np.zeros((5, 6, 40), "f4")))
-    grads = ck.linear_backward(r3, ctx, out=Gradients(spaced(np.zeros(x3.shape, "f4")), spaced(np.zeros(w.shape, "f4"))))
+    given = Gradients(spaced(np.zeros(x3.shape, "f4")), spaced(np.zeros(w.shape, "f4")))
+    grads = ck.linear_backward(r3, ctx, out=given)
     flat, flat_ctx = ck.linear_forward(x3.copy(), w2.copy(), b, activation="silu", residual=r3.copy())
     np.testing.assert_array_equal(y, flat)
     for got, want in zip(grads, ck.linear_backward(r3.copy(), flat_ctx), strict=True):
@@ -268,8 +271,8 @@ def test_linear_takes_strided_views(isa, rng):
     for array in y, grads.x, grads.weight:  # the gaps still hold NaN
         whole = array.base
         assert np.isnan(whole[..., -3:]).all() and not np.isnan(whole[..., :-3]).any()
-    no_activation = ck.linear_backward(r3, ck.linear_forward(x3, w2, b)[1])
-    np.testing.assert_array_equal(no_activation.bias, ck.linear_backward(r3.copy(), ck.linear_forward(x3.copy(), w2, b)[1]).bias)
+    bias, flat_bias = (ck.linear_backward(dy, ck.linear_forward(x3, w2, b)[1]).bias for dy in (r3, r3.copy()))
+    np.testing.assert_array_equal(bias, flat_bias)
 
 
 def test_linear_takes_broadcast_rows_and_one_row(isa, rng):
@@ -329,22 +332,30 @@ SQUARE = np.ones((8, 8), "f4")
     (TypeError, r"linear\(\): 'x' must be float32, not float64", lambda: ck.linear(X.astype("f8"), W)),
     (TypeError, r"linear\(\): 'x' must be a NumPy array .* not <class 'list'>", lambda: ck.linear([[1.0]], W)),
     (TypeError, r"linear\(\): 'weight' must be float32, not int64", lambda: ck.linear(X, W.astype("i8"))),
-    (TypeError, r"linear\(\): 'weight' must be an array or a packed weight, not None", lambda: ck.linear(X, None, out=Y.copy())),
-    (ValueError, r"linear\(\): 'weight' of shape \(3, 7\) does not fit \[N, K\], where K=8", lambda: ck.linear(X, W[:, :7])),
+    (TypeError, r"linear\(\): 'weight' must be an array or a packed weight, not None",
+     lambda: ck.linear(X, None, out=Y.copy())),
+    (ValueError, r"linear\(\): 'weight' of shape \(3, 7\) does not fit \[N, K\], where K=8",
+     lambda: ck.linear(X, W[:, :7])),
     (ValueError, r"linear\(\): 'weight' of shape \(3, 7\) does not fit", lambda: ck.linear(X, ck.pack(W[:, :7]))),
     (ValueError, r"linear\(\): 'bias' of shape \(2,\) does not fit \[N\], where N=3", lambda: ck.linear(X, W, B[:2])),
-    (ValueError, r"linear\(\): 'residual' of shape \(2, 4\) does not fit", lambda: ck.linear(X, W, residual=np.ones((2, 4), "f4"))),
+    (ValueError, r"linear\(\): 'residual' of shape \(2, 4\) does not fit",
+     lambda: ck.linear(X, W, residual=np.ones((2, 4), "f4"))),
     (ValueError, r"linear\(\): 'x' must be contiguous along its last axis", lambda: ck.linear(X[:, ::2], W[:, :4])),
     (ValueError, r"linear\(\): 'weight' must be contiguous along its last axis", lambda: ck.linear(Y, W.T)),
-    (ValueError, r"linear\(\): 'activation' must be None, 'relu' or 'silu', not 'gelu'", lambda: ck.linear(X, W, activation="gelu")),
+    (ValueError, r"linear\(\): 'activation' must be None, 'relu' or 'silu', not 'gelu'",
+     lambda: ck.linear(X, W, activation="gelu")),
     (TypeError, r"linear\(\): 'activation' must be None or a name, not 1", lambda: ck.linear(X, W, activation=1)),
-    (ValueError, r"linear\(\): 'out' of shape \(2, 4\) does not fit", lambda: ck.linear(X, W, out=np.ones((2, 4), "f4"))),
+    (ValueError, r"linear\(\): 'out' of shape \(2, 4\) does not fit",
+     lambda: ck.linear(X, W, out=np.ones((2, 4), "f4"))),
     (ValueError, r"linear\(\): 'out' is written, but read-only", lambda: ck.linear(X, W, out=READ_ONLY)),
-    (ValueError, r"linear\(\): 'out' is written and overlaps 'x'", lambda: ck.linear(SQUARE, SQUARE.copy(), out=SQUARE)),
-    (ValueError, r"linear\(\): 'out' is written and overlaps 'weight'", lambda: ck.linear(SQUARE.copy(), SQUARE, out=SQUARE)),
+    (ValueError, r"linear\(\): 'out' is written and overlaps 'x'",
+     lambda: ck.linear(SQUARE, SQUARE.copy(), out=SQUARE)),
+    (ValueError, r"linear\(\): 'out' is written and overlaps 'weight'",
+     lambda: ck.linear(SQUARE.copy(), SQUARE, out=SQUARE)),
     (ValueError, r"linear\(\): 'out' is written and overlaps 'residual'",
      lambda: (lambda a: ck.linear(X, W, residual=a[1:], out=a[:2]))(np.ones((3, 3), "f4"))),
-    (ValueError, r"linear_backward\(\): '(dy|x)' of shape", lambda: ck.linear_backward(np.ones((3, 3), "f4"), ck.linear_forward(X, W)[1])),
+    (ValueError, r"linear_backward\(\): '(dy|x)' of shape",
+     lambda: ck.linear_backward(np.ones((3, 3), "f4"), ck.linear_forward(X, W)[1])),
     (ValueError, r"linear_backward\(\): 'out.weight' of shape \(3, 7\) does not fit \[N, K\], where N=3, K=8",
      lambda: ck.linear_backward(Y, ck.linear_forward(X, W)[1], out=Gradients(weight=np.ones((3, 7), "f4")))),
     (ValueError, r"linear_backward\(\): 'out.x' is written and overlaps 'x'",

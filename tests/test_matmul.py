@@ -3,14 +3,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from guard import guarded, unwritten
 
 import ckernels as ck
 from ckernels.ops.matmul import Gradients
 from ckernels.parity import assert_parity
+from guard import guarded, unwritten
 
 # batch, M, K, N
-SIZES = [((), 1, 1, 1), ((), 5, 300, 7), ((3,), 17, 33, 40), ((2, 3), 13, 65, 19), ((5,), 1, 64, 16), ((2,), 33, 257, 15), ((), 170, 31, 300)]
+SIZES = [((), 1, 1, 1), ((), 5, 300, 7), ((3,), 17, 33, 40), ((2, 3), 13, 65, 19), ((5,), 1, 64, 16),
+         ((2,), 33, 257, 15), ((), 170, 31, 300)]
 WAYS = list(itertools.product((False, True), repeat=2))  # transpose_a, transpose_b
 
 
@@ -112,7 +113,8 @@ def test_matmul_bits_are_the_same_on_avx2_and_avx512(rng):
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("size", [((0,), 3, 4, 5), ((2,), 0, 4, 5), ((2,), 3, 0, 5), ((2,), 3, 4, 0), ((), 0, 0, 0)], ids=str)
+@pytest.mark.parametrize("size", [((0,), 3, 4, 5), ((2,), 0, 4, 5), ((2,), 3, 0, 5), ((2,), 3, 4, 0), ((), 0, 0, 0)],
+                         ids=str)
 def test_matmul_of_nothing(isa, rng, size, way):
     for shared in False, True:
         a, b, dy = operands(rng, size, way, shared)
@@ -160,16 +162,23 @@ A, B = np.ones((2, 3, 4), "f4"), np.ones((2, 4, 5), "f4")
     (TypeError, r"matmul\(\): 'a' must be float32, not float64", lambda: ck.matmul(A.astype("f8"), B)),
     (TypeError, r"matmul\(\): 'b' must be a NumPy array .* not <class 'list'>", lambda: ck.matmul(A, [[1.0]])),
     (ValueError, r"matmul\(\): 'a' of shape \(4,\) does not fit", lambda: ck.matmul(A[0, 0], B)),
-    (ValueError, r"matmul\(\): 'b' of shape \(2, 3, 5\) does not fit \[..., K, N\], where K=4", lambda: ck.matmul(A, np.ones((2, 3, 5), "f4"))),
-    (ValueError, r"matmul\(\): 'b' of shape \(2, 4, 5\) does not fit \[..., N, K\], where K=4", lambda: ck.matmul(A, B, transpose_b=True)),
-    (ValueError, r"matmul\(\): 'b' of shape \(2, 4, 5\) does not fit \[..., K, N\], where K=3", lambda: ck.matmul(A, B, transpose_a=True)),
-    (ValueError, r"matmul\(\): 'b' has leading axes \(3,\), 'a' has \(2,\)", lambda: ck.matmul(A, np.ones((3, 4, 5), "f4"))),
+    (ValueError, r"matmul\(\): 'b' of shape \(2, 3, 5\) does not fit \[..., K, N\], where K=4",
+     lambda: ck.matmul(A, np.ones((2, 3, 5), "f4"))),
+    (ValueError, r"matmul\(\): 'b' of shape \(2, 4, 5\) does not fit \[..., N, K\], where K=4",
+     lambda: ck.matmul(A, B, transpose_b=True)),
+    (ValueError, r"matmul\(\): 'b' of shape \(2, 4, 5\) does not fit \[..., K, N\], where K=3",
+     lambda: ck.matmul(A, B, transpose_a=True)),
+    (ValueError, r"matmul\(\): 'b' has leading axes \(3,\), 'a' has \(2,\)",
+     lambda: ck.matmul(A, np.ones((3, 4, 5), "f4"))),
     (ValueError, r"matmul\(\): 'b' has leading axes \(1,\), 'a' has \(2,\)", lambda: ck.matmul(A, B[:1])),
     (ValueError, r"matmul\(\): 'b' has leading axes \(2,\), 'a' has \(\)", lambda: ck.matmul(A[0], B)),
     (ValueError, r"matmul\(\): 'b' must be contiguous along its last axis", lambda: ck.matmul(A, A.swapaxes(1, 2))),
-    (ValueError, r"matmul\(\): 'out' of shape \(2, 3, 4\) does not fit", lambda: ck.matmul(A, B, out=np.ones((2, 3, 4), "f4"))),
-    (ValueError, r"matmul\(\): 'out' is written and overlaps 'a'", lambda: (lambda s: ck.matmul(s, s.copy(), out=s))(np.ones((4, 4), "f4"))),
-    (ValueError, r"matmul_backward\(\): '(dy|a|b)' of shape", lambda: ck.matmul_backward(A, ck.matmul_forward(A, B)[1])),
+    (ValueError, r"matmul\(\): 'out' of shape \(2, 3, 4\) does not fit",
+     lambda: ck.matmul(A, B, out=np.ones((2, 3, 4), "f4"))),
+    (ValueError, r"matmul\(\): 'out' is written and overlaps 'a'",
+     lambda: (lambda s: ck.matmul(s, s.copy(), out=s))(np.ones((4, 4), "f4"))),
+    (ValueError, r"matmul_backward\(\): '(dy|a|b)' of shape",
+     lambda: ck.matmul_backward(A, ck.matmul_forward(A, B)[1])),
     (ValueError, r"matmul_backward\(\): 'out.b' of shape \(4, 5\) does not fit", lambda: ck.matmul_backward(
         np.ones((2, 3, 5), "f4"), ck.matmul_forward(A, B)[1], out=Gradients(b=B[0].copy()))),
     (ValueError, r"matmul_backward\(\): 'accumulate' must be False", lambda: ck.matmul_backward(

@@ -2,6 +2,8 @@
 #include "simd/math.h"
 #include "simd/panel.h"
 
+enum { TURNED = 4, AHEAD = 128 }; /* most rows for which panels are not packed; floats to prefetch ahead in each row */
+
 /* A block of A: rows m.., K of its columns from k on; row i to a + i*CK_GEMM_STEP. */
 static void
 take_a(float *to, const struct ck_gemm *a, const ck_gemm_block *at, size_t k, size_t K)
@@ -69,7 +71,7 @@ activate(v16 z, int64_t activation)
     if (activation == CK_RELU)
         return v16_max(v16_zero(), z); /* max keeps a NaN that comes second */
     if (activation == CK_SILU)
-        return v16_div(z, v16_add(v16_splat(1.0f), v16_exp(v16_sub(v16_zero(), z))));
+        return v16_mul(z, v16_sigmoid(z));
     return z;
 }
 
@@ -97,30 +99,91 @@ finish(const struct ck_gemm *a, const ck_gemm_block *at, const float *sum, size_
     }
 }
 
-/* One block of c.  Scratch: the block of A, the panels of B in use, the sums. */
+/* K of one panel of a plain weight, turned in registers: for so few rows a packed panel would not be used enough. */
+static inline __attribute__((always_inline)) void
+turn_of(size_t rows, const operands *o, const struct ck_gemm *a, size_t n, size_t k)
+{
+    const size_t have = a->N - n < CK_PANEL ? a->N - n : CK_PANEL;
+    const float *from[CK_PANEL], *at[CK_PANEL];
+
+    for (size_t i = 0; i < CK_PANEL; i++) /* columns past the end repeat the last: nobody stores them */
+        from[i] = (const float *)ck_row(&a->b, n + (i < have ? i : have - 1)) + k;
+    for (size_t begin = 0; begin < o->K; begin += CK_CHAIN) {
+        v16 s[TURNED];
+        for (size_t i = 0; i < rows; i++)
+            s[i] = v16_zero();
+        for (size_t j = begin; j < begin + CK_CHAIN; j += 16) {
+            for (size_t i = 0; i < CK_PANEL; i++) {
+                at[i] = from[i] + j;
+                ck_prefetch(at[i] + AHEAD);
+            }
+            v16_fma_turned(s, rows, o->a + j, CK_GEMM_STEP, at);
+        }
+        for (size_t i = 0; i < rows; i++) {
+            float *sum = o->sum + i * o->stride;
+            v16_store_f32(sum, o->first && begin == 0 ? s[i] : v16_add(v16_load_f32(sum, 16), s[i]), 16);
+        }
+    }
+}
+
+static void
+turn(const operands *o, size_t rows, const struct ck_gemm *a, size_t n, size_t k)
+{
+    switch (rows) {
+    case 1: turn_of(1, o, a, n, k); break;
+    case 2: turn_of(2, o, a, n, k); break;
+    case 3: turn_of(3, o, a, n, k); break;
+    default: turn_of(4, o, a, n, k); break;
+    }
+}
+
+/* One block of c on its way: A for some k, the panels of B in use, the sums. */
+typedef struct {
+    ck_gemm_block at;
+    float *rows, *panels, *sums;
+    size_t stride; /* of sums */
+} work;
+
+/* Columns n.. of the block, as many panels as a tile has, for K from k on; A of these k is at `rows`. */
+static void
+strip(const struct ck_gemm *a, const work *w, const float *rows, size_t n, size_t k)
+{
+    const size_t K = a->K - k < CK_GEMM_K ? a->K - k : CK_GEMM_K, column = w->at.n + n;
+    const size_t left = (w->at.columns - n + CK_PANEL - 1) / CK_PANEL;
+    const size_t wide = left < CK_TILE_PANELS ? 1 : CK_TILE_PANELS;
+    operands o = {.a = rows, .K = K, .sum = w->sums + n, .stride = w->stride, .first = k == 0,
+                  .panel = (a->packed != NULL ? a->K : CK_GEMM_K) * CK_PANEL};
+
+    if (a->thin && a->packed == NULL && w->at.rows <= TURNED && a->B == 1 && K % CK_CHAIN == 0) {
+        for (size_t j = 0; j < wide; j++, o.sum += CK_PANEL)
+            turn(&o, w->at.rows, a, column + j * CK_PANEL, k);
+        return;
+    }
+    for (size_t j = wide; j-- > 0;)
+        o.b = take_b(w->panels + j * o.panel, a, w->at.batch, column + j * CK_PANEL, k, K);
+    multiply(&o, w->at.rows, wide);
+}
+
 static void
 block(const struct ck_gemm *a, ck_gemm_block at, float *scratch)
 {
-    float *const rows = scratch, *const panels = rows + a->rows * CK_GEMM_STEP;
-    float *const sums = panels + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS;
-    const size_t stride = (at.columns + CK_PANEL - 1) / CK_PANEL * CK_PANEL;
+    const size_t each = a->rows * CK_GEMM_STEP, kept = a->thin ? (a->K + CK_GEMM_K - 1) / CK_GEMM_K : 1;
+    work w = {.at = at, .rows = scratch, .panels = scratch + kept * each,
+              .stride = (at.columns + CK_PANEL - 1) / CK_PANEL * CK_PANEL};
+    w.sums = w.panels + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS;
 
-    for (size_t i = 0; a->K == 0 && i < at.rows * stride; i++)
-        sums[i] = 0;
+    for (size_t i = 0; a->K == 0 && i < at.rows * w.stride; i++)
+        w.sums[i] = 0;
     for (size_t k = 0; k < a->K; k += CK_GEMM_K) {
-        const size_t K = a->K - k < CK_GEMM_K ? a->K - k : CK_GEMM_K;
-        take_a(rows, a, &at, k, K);
-        for (size_t n = 0; n < at.columns; n += CK_PANEL * CK_TILE_PANELS) {
-            const size_t left = (at.columns - n + CK_PANEL - 1) / CK_PANEL;
-            const size_t wide = left < CK_TILE_PANELS ? 1 : CK_TILE_PANELS;
-            operands o = {.a = rows, .K = K, .sum = sums + n, .stride = stride, .first = k == 0,
-                          .panel = (a->packed != NULL ? a->K : CK_GEMM_K) * CK_PANEL};
-            for (size_t j = wide; j-- > 0;)
-                o.b = take_b(panels + j * o.panel, a, at.batch, at.n + n + j * CK_PANEL, k, K);
-            multiply(&o, at.rows, wide);
-        }
+        float *const rows = w.rows + (a->thin ? k / CK_GEMM_K * each : 0);
+        take_a(rows, a, &at, k, a->K - k < CK_GEMM_K ? a->K - k : CK_GEMM_K);
+        for (size_t n = 0; !a->thin && n < at.columns; n += CK_PANEL * CK_TILE_PANELS)
+            strip(a, &w, rows, n, k);
     }
-    finish(a, &at, sums, stride);
+    for (size_t n = 0; a->thin && n < at.columns; n += CK_PANEL * CK_TILE_PANELS)
+        for (size_t k = 0; k < a->K; k += CK_GEMM_K)
+            strip(a, &w, w.rows + k / CK_GEMM_K * each, n, k);
+    finish(a, &at, w.sums, w.stride);
 }
 
 CK_KERNEL(gemm)

@@ -6,7 +6,7 @@ slope(v16 z, int64_t activation)
 {
     const v16 one = v16_splat(1.0f);
     if (activation == CK_SILU) {
-        const v16 s = v16_div(one, v16_add(one, v16_exp(v16_sub(v16_zero(), z))));
+        const v16 s = v16_sigmoid(z);
         return v16_fma(v16_mul(z, s), v16_sub(one, s), s);
     }
     return one;

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+enum { MOST_THIN = 1 << 16 }; /* elements of A that a thin block may keep: a quarter of a small L2 */
 enum { LEAST_TASKS = 8, LEAST_WORK = 1 << 19 }; /* multiply-adds: some 10 us */
 
 /* Blocks of equal size rather than a small one at the end; narrower ones where tasks would be few. */
@@ -16,6 +17,7 @@ cut(struct ck_gemm *a)
     while (a->columns > 2 * CK_PANEL && a->B * down * ck_blocks(a->N, a->columns) < LEAST_TASKS
            && a->rows * a->columns / 2 * a->K >= LEAST_WORK)
         a->columns /= 2;
+    a->thin = a->rows <= CK_GEMM_THIN && a->rows * a->K <= MOST_THIN && (a->packed != NULL || a->transpose_b);
 }
 
 CK_RUN(gemm)
@@ -28,7 +30,8 @@ CK_RUN(gemm)
     cut(&cuts);
 
     const size_t tasks = a->B * ck_blocks(a->M, cuts.rows) * ck_blocks(a->N, cuts.columns);
-    const size_t scratch = cuts.rows * CK_GEMM_STEP + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS + cuts.rows * cuts.columns;
+    const size_t kept = cuts.thin ? ck_blocks(a->K, CK_GEMM_K) : 1;
+    const size_t scratch = kept * cuts.rows * CK_GEMM_STEP + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS + cuts.rows * cuts.columns;
     return ck_run(&(ck_job){.kernel = CK_FAST(gemm), .args = &cuts, .n = tasks, .grain = 1,
                             .scratch_each = scratch * sizeof(float)});
 }

@@ -19,6 +19,9 @@
  * Where OpenBLAS is chosen (runtime/blas.h), the order of the sums is its own.  The kernel then finds the sums of its
  * block in task.work, rows `columns` apart, and does what follows them.
  *
+ * A thin block has few rows: it keeps all of K of A in scratch and streams B, a panel after the other; any other goes
+ * through K in cache blocks and through B inside them.
+ *
  * In place: c may be residual (so a gradient accumulates).  The grid: blocks of `rows` by `columns`, rows fastest, so
  * that neighbours in time share a block of B.
  */
@@ -40,8 +43,9 @@
     _(SIZE,    size_t, N,           "")            \
     _(SIZE,    size_t, K,           "")            \
     _(SIZE,    size_t, rows,        "")            \
-    _(SIZE,    size_t, columns,     "")
-CK_DECLARE(gemm) /* fills in rows and columns itself */
+    _(SIZE,    size_t, columns,     "")            \
+    _(FLAG,    int,    thin,        "")
+CK_DECLARE(gemm) /* fills in rows, columns and thin itself */
 
 /* The same by OpenBLAS, which must be chosen. */
 ck_status ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a);
@@ -55,6 +59,7 @@ enum {
     CK_GEMM_STEP = CK_GEMM_K + 16, /* from row to row of A in scratch: rows of a tile fall in different cache sets */
     CK_PANEL = 16,         /* columns of a panel */
     CK_GEMM_PANELS = 4,    /* most panels a kernel packs at a time */
+    CK_GEMM_THIN = 16,     /* most rows of a thin block */
 };
 
 /* One task's block of c. */

@@ -5,13 +5,16 @@
  *
  *     CK_TILE_ROWS, CK_TILE_PANELS   the largest tile whose sums fit the registers of this instruction set
  *     v16_transpose(to, step, from, n)   to[j*step + i] = from[i][j], i < 16, j < n <= 16; float rows of 16
+ *     v16_fma_turned(s, rows, a, step, from)   s[i] lane l: + a[i*step + j] * from[l][j], one chain, j = 0..15
  *     ck_tile(rows, panels, ...)     sums of a tile over k, in the order of additions of every product here
  *
  * A panel is [k][16]: sixteen columns of the right operand.
  */
 #include "simd/words.h"
 
-#if defined(__AVX512F__)
+#if defined(CK_PORTABLE)
+#include "simd/tile_portable.h"
+#elif defined(__AVX512F__)
 #include "simd/tile_avx512.h"
 #elif defined(__AVX2__)
 #include "simd/tile_avx2.h"

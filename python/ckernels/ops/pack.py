@@ -86,7 +86,7 @@ def pack(weight, *, out=None):
         _ck.linear_pack(panels, weight)
         return PackedWeight(weight, panels)
     if tuple(shape) != out.shape:
-        raise ValueError(f"pack(): 'weight' of shape {tuple(shape)} does not fit 'out', a packed weight of shape {out.shape}")
+        raise ValueError(f"pack(): 'weight' of shape {tuple(shape)} does not fit 'out', packed of shape {out.shape}")
     _ck.linear_pack(out.panels, weight)
     out.weight = weight
     return out
