@@ -3,6 +3,7 @@
 /* Every op's declaration, in the order of ops.def, and the table of kernels that its ISA and dtype fill. */
 #include "ops/activation.h"
 #include "ops/add.h"
+#include "ops/add_rms_norm.h"
 #include "ops/cross_entropy.h"
 #include "ops/embedding.h"
 #include "ops/gemm.h"

@@ -9,6 +9,7 @@ from ckernels.kv import KVCache
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
 from ckernels.ops.activation import silu, silu_backward, silu_forward
 from ckernels.ops.add import add, add_backward, add_forward
+from ckernels.ops.add_rms_norm import add_rms_norm, add_rms_norm_backward, add_rms_norm_forward
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
 from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "KVCache",
     "add", "add_forward", "add_backward",
+    "add_rms_norm", "add_rms_norm_forward", "add_rms_norm_backward",
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",
     "attention", "attention_backward", "attention_forward",

@@ -1,0 +1,44 @@
+#include "reference/reference.h"
+
+CK_KERNEL(add_rms_norm_fwd)
+{
+    for (size_t r = task.begin; r < task.end; r++) {
+        const elem *x = ck_row(&a->x, r), *residual = ck_row(&a->residual, r);
+        elem *h = ck_row(&a->h, r), *y = ck_row(&a->y, r);
+        double sum = 0;
+        for (size_t c = 0; c < a->C; c++) {
+            set(&h[c], get(&residual[c]) + get(&x[c]));
+            sum += get(&h[c]) * get(&h[c]);
+        }
+        const double rstd = 1 / sqrt(sum / (double)a->C + a->eps);
+        if (a->rstd)
+            a->rstd[r] = (float)rstd;
+        for (size_t c = 0; c < a->C; c++)
+            set(&y[c], get(&h[c]) * rstd * a->weight[c]);
+    }
+}
+
+CK_KERNEL(add_rms_norm_bwd)
+{
+    float *dweight = task.work;
+    for (size_t c = 0; a->dweight && c < a->C; c++) {
+        double sum = 0;
+        for (size_t r = task.begin; r < task.end; r++)
+            sum += get((const elem *)ck_row(&a->dy, r) + c) * get((const elem *)ck_row(&a->h, r) + c) * a->rstd[r];
+        dweight[c] = (float)sum;
+    }
+    for (size_t r = task.begin; r < task.end; r++) {
+        const elem *h = ck_row(&a->h, r), *dy = ck_row(&a->dy, r), *dh = ck_row(&a->dh, r);
+        const double rstd = a->rstd[r];
+        double dot = 0;
+        for (size_t c = 0; c < a->C; c++)
+            dot += get(&dy[c]) * a->weight[c] * get(&h[c]);
+        for (size_t c = 0; c < a->C; c++) {
+            const double g = get(&dy[c]) * a->weight[c];
+            const double dx = get(&dh[c]) + rstd * (g - get(&h[c]) * rstd * rstd * dot / (double)a->C);
+            set((elem *)ck_row(&a->dx, r) + c, dx);
+            if (a->dresidual.data)
+                set((elem *)ck_row(&a->dresidual, r) + c, dx);
+        }
+    }
+}
