@@ -105,7 +105,7 @@ def _add_parity(commands):
         "parity",
         help="compare ops, a layer, a real model and training with float64 and PyTorch",
         description="Compare with float64 and PyTorch and print by what margin each result holds. Without a level: "
-        "ops, layer, forward, train and kv.",
+        "ops, layer, forward, train and invariance (which contains kv).",
         epilog=_CODES,
     )
     parity.set_defaults(run=_parity)
@@ -180,7 +180,7 @@ def _parity(arguments):
 
     # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    names = [n for n in levels.LEVELS if n != "invariance"] if arguments.level == "all" else [arguments.level]
+    names = [n for n in levels.LEVELS if n != "kv"] if arguments.level == "all" else [arguments.level]
     fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "text",
               "seed", "save")  # fmt: skip
     options = levels.Options(**{field: getattr(arguments, field) for field in fields})
