@@ -90,6 +90,7 @@ one_tile(state *s, size_t r0, size_t rows, size_t s0, const span *of, span all, 
         if (max[i] == -INFINITY) /* no weight at all: say so for sums that may meet a NaN */
             memset(x + of[i].from, 0, (of[i].to - of[i].from) * sizeof *x);
     }
+    memset(s->part, 0, rows * s->width * sizeof *s->part);
     weigh(&s->rule, s->part, s->chain, s->width, s->x, KEYS, of, rows, s->v, KEYS, finite || shut.of[0] == NULL ? NULL : &shut);
     for (size_t i = 0; i < rows; i++)
         if (max[i] != -INFINITY)

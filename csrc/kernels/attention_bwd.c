@@ -59,7 +59,7 @@ differentiate(float *x, float *dp, const float *slope, size_t i, v16 max, v16 sh
 typedef struct {
     rule rule;
     size_t D, width, b, g, heads;
-    float *x, *dp, *slope, *part, *chain; /* [ROWS,KEYS] three times, [ROWS,width] twice: of the tile at work */
+    float *x, *dp, *slope, *chain;       /* [ROWS,KEYS] three times, [ROWS,width]: of the tile at work */
     float *columns, *other_columns;      /* packed: [KEYS/16][D][16] */
     float *rows, *other_rows;            /* packed: [width/16][KEYS][16] */
     float *own, *other_own;              /* this task's rows, [rows,width]: q and dy, or k and v */
@@ -74,8 +74,7 @@ layout(const struct ck_attention_bwd *a, size_t b, size_t g, size_t rows, float 
     state s = {.rule = RULE(a), .D = a->D, .width = width, .b = b, .g = g, .heads = a->H / a->G, .x = scratch};
     s.dp = s.x + ROWS * KEYS;
     s.slope = s.dp + ROWS * KEYS;
-    s.part = s.slope + ROWS * KEYS;
-    s.chain = s.part + ROWS * width;
+    s.chain = s.slope + ROWS * KEYS;
     s.columns = s.chain + ROWS * width;
     s.other_columns = s.columns + KEYS * width;
     s.rows = s.other_columns + KEYS * width;
@@ -125,8 +124,8 @@ queries_tile(state *s, size_t t0, size_t n, size_t r0, size_t rows, size_t s0, c
         for (size_t j = of[i].from / 16 * 16; j < of[i].to; j += 16)
             differentiate(x, dp, slope, j, v16_splat(k->max), v16_splat(k->share), v16_splat(k->dot));
     }
-    weigh(&s->rule, s->part, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, finite || shut.of[0] == NULL ? NULL : &shut);
-    add_rows(s->sum + r0 * s->width, s->part, rows * s->width);
+    weigh(&s->rule, s->sum + r0 * s->width, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS,
+          finite || shut.of[0] == NULL ? NULL : &shut);
 }
 
 static void
@@ -236,10 +235,8 @@ keys_tile(state *s, size_t h, size_t t0, size_t s0, size_t r0, size_t rows, cons
             differentiate(x, dp, slope, j, v16_load_f32(max + j, 16), v16_load_f32(share + j, 16), v16_load_f32(dot + j, 16));
     }
     const closed *skip = finite || shut.of[0] == NULL ? NULL : &shut;
-    weigh(&s->rule, s->part, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, skip);
-    add_rows(s->sum + r0 * s->width, s->part, rows * s->width);
-    weigh(&s->rule, s->part, s->chain, s->width, s->x, KEYS, of, rows, s->other_rows, KEYS, skip);
-    add_rows(s->other_sum + r0 * s->width, s->part, rows * s->width);
+    weigh(&s->rule, s->sum + r0 * s->width, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, skip);
+    weigh(&s->rule, s->other_sum + r0 * s->width, s->chain, s->width, s->x, KEYS, of, rows, s->other_rows, KEYS, skip);
 }
 
 /* Adds the share of n queries of head h from t0 to the gradients of `keys` keys from s0. */

@@ -305,15 +305,8 @@ weigh_some(float *c, size_t width, const float *w, size_t ldw, const span *of, s
             product(c + r * width, width, w + r * ldw, ldw, 1, b, depth, (span){all.to, of[r].to}, GO_ON, panels);
 }
 
-static inline void
-add_rows(float *sum, const float *part, size_t n)
-{
-    for (size_t i = 0; i < n; i += 16)
-        v16_store_f32(sum + i, v16_add(v16_load_f32(sum + i, 16), v16_load_f32(part + i, 16)), 16);
-}
-
 /*
- * c[r,:] = sum over k in of[r] of w[r,k] * row k of the packed b: a chain for every CK_ATTENTION_TERMS of k, anchored at
+ * c[r,:] += sum over k in of[r] of w[r,k] * row k of the packed b: a chain for every CK_ATTENTION_TERMS of k, anchored at
  * 0, and the chains added in order.  c and chain are [ROWS,width]; shut is NULL where packed rows are finite.
  */
 static void
@@ -322,7 +315,6 @@ weigh(const rule *u, float *c, float *chain, size_t width, const float *w, size_
 {
     const size_t panels = width / 16;
     span any = {0, 0};
-    memset(c, 0, rows * width * sizeof *c);
     for (size_t r = 0; r < rows; r++)
         any = around(any, of[r]);
     for (size_t k = any.from / TERMS * TERMS; k < any.to; k += TERMS) {
@@ -342,7 +334,8 @@ weigh(const rule *u, float *c, float *chain, size_t width, const float *w, size_
             weigh_some(chain, width, w, ldw, now, rows, b, depth);
         for (size_t r = 0; shut != NULL && r < rows; r++)
             weigh_strange(u, chain + r * width, w + r * ldw, now[r], b, depth, panels, shut->of[r], shut->step);
-        add_rows(c, chain, rows * width);
+        for (size_t i = 0; i < rows * width; i += 16)
+            v16_store_f32(c + i, v16_add(v16_load_f32(c + i, 16), v16_load_f32(chain + i, 16)), 16);
     }
 }
 #endif

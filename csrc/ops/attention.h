@@ -33,8 +33,8 @@
  * Order of sums, which makes a query's bits the same alone, in a batch, in a chunk, and on any number of threads: keys in
  * partitions of CK_ATTENTION_KEYS anchored at key 0, each with a maximum, a sum (16 lanes over s, then by halves) and a
  * weighted sum of v (a chain of fused multiply-adds for every CK_ATTENTION_TERMS keys, the chains added in order);
- * partitions in which the query sees nothing left out; the others merged ascending.  dq likewise, without maxima.  dk, dv:
- * blocks of CK_ATTENTION_QUERIES queries from query 0, head by head, each a chain over t, added in order.
+ * partitions in which the query sees nothing left out; the others merged ascending.  dq: such chains of keys from key 0,
+ * added in order.  dk, dv: blocks of CK_ATTENTION_QUERIES queries from query 0, head by head, each a chain, added in order.
  */
 #define CK_ARGS_attention_fwd(_)                \
     _(OUT,      elem,    y,          "B H T D") \
