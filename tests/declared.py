@@ -10,7 +10,9 @@ from ckernels import _ck
 OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
 LINE = re.compile(r"^ {4}(\w+): (?:bool or )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
 ARRAYS = {"elem": np.float32, "float": np.float32, "ids": np.int64, "int64_t": np.int64}
-SIZES = {"P": 1}  # panels of a packed weight: one holds the 16 of every other letter
+SIZES = {"K": 8}  # half of the others: rope has K pairs of D = 2K channels
+# What excludes other arguments, left out of a full call: a layer that writes to a cache captures no scores.
+EXCLUDES = {"decoder_fwd": {"keys", "values", "lengths", "counts"}}
 
 
 class Parameter(NamedTuple):
@@ -39,8 +41,9 @@ def parameters(op):
 def array_of(parameter, rng, size, star):
     """Return an array that fits: ids and counts 0, other numbers between 0.5 and 1.5."""
     shape = []
+    sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
     for axis in parameter.shape.split():
-        shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * SIZES.get(axis[-1], size)]
+        shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
     array = np.zeros(shape, ARRAYS[parameter.kind])
     if array.dtype == np.float32:
         array[...] = rng.uniform(0.5, 1.5, array.shape)
@@ -57,7 +60,9 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False):
     for p in declared:
         if p.shape is None:
             result.append(0.5 if p.kind in ("float", "double") else 0)
-        elif p.written and p.optional:
+        elif p.name in EXCLUDES.get(op, ()):
+            result.append(None)
+        elif p.written and p.optional and (absent or p.letters <= known):
             result.append(None if absent else True)
         elif p.written:
             result.append(None if p.letters <= known else array_of(p, rng, size, star))

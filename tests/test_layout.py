@@ -9,8 +9,10 @@ ROOT = native.ROOT
 KERNELS = {op: kind for kind, op in re.findall(r"^CK_(OP|LAYER|PART)\((\w+)", (ROOT / "csrc/ops.def").read_text(), re.M)}
 CALLED = dict(re.findall(r'^CK_(?:OP|LAYER)\((\w+), "([^"]+)"', (ROOT / "csrc/ops.def").read_text(), re.M))
 # Which header declares an op: its family.
-FAMILY = {op: header.stem for header in sorted((ROOT / "csrc/ops").glob("*.h")) if header.name != "ops.h"
+HEADERS = [*sorted((ROOT / "csrc/ops").glob("*.h")), *sorted((ROOT / "csrc/layers").glob("*.h"))]
+FAMILY = {op: header.stem for header in HEADERS if header.name != "ops.h"
           for op in re.findall(r"^(?:CK_DECLARE\(|struct ck_)(\w+)(?:\)| \{)", header.read_text(), re.M)}
+FOLDER = {header.stem: header.parent.name for header in HEADERS}
 SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".c", ".h"})
 PYTHON = sorted((ROOT / "python").rglob("*.py"))
 # A user's name with a dot is a method: KVCache.append, optim.SGD. It lives in that package; all others in ops/.
@@ -25,7 +27,7 @@ def members(family, *kinds):
 def places():
     """Yield every file that must be there."""
     for family in sorted(set(FAMILY.values())):
-        yield f"csrc/ops/{family}.c"
+        yield f"csrc/{FOLDER[family]}/{family}.c"
         if members(family, "OP", "PART"):
             yield f"csrc/kernels/{family}.c"
             yield f"csrc/reference/{family}.c"

@@ -7,17 +7,20 @@ _In: TypeAlias = Any  # a NumPy array, or what lends its memory by __dlpack__
 _Out: TypeAlias = Any  # the same, written; None or True where the docstring says so
 _Array: TypeAlias = Any  # a new NumPy array, or the output that was given
 
+def add_bwd(
+    dx: _Out, dy: _Out, dout: _In, alpha: SupportsFloat, /
+) -> tuple[_Array | None, _Array | None]: ...
 def add_fwd(
     out: _Out, x: _In, y: _In, alpha: SupportsFloat, /
 ) -> _Array: ...
 def attention_bwd(
-    dq: _Out, dk: _Out, dv: _Out, dsinks: _Out, dy: _In, dlse: _In | None, q: _In, k: _In, v: _In, y: _In, max:
-    _In, sum: _In, mask: _In | None, sinks: _In | None, offsets: _In | None, lengths: _In | None, q_offset:
-    SupportsIndex, left: SupportsIndex, right: SupportsIndex, causal: object, scale: SupportsFloat, softcap:
-    SupportsFloat, accumulate: object, /
+    dq: _Out, dk: _Out, dv: _Out, dsinks: _Out, q: _In, k: _In, v: _In, y: _In, dy: _In, dlse: _In | None, max:
+    _In, sum: _In, attn_mask: _In | None, sinks: _In | None, offsets: _In | None, lengths: _In | None,
+    q_offset: SupportsIndex, left: SupportsIndex, right: SupportsIndex, causal: object, scale: SupportsFloat,
+    softcap: SupportsFloat, accumulate: object, /
 ) -> tuple[_Array | None, _Array | None, _Array | None, _Array | None]: ...
 def attention_fwd(
-    y: _Out, max: _Out, sum: _Out, lse: _Out, q: _In, k: _In, v: _In, mask: _In | None, sinks: _In | None,
+    y: _Out, max: _Out, sum: _Out, lse: _Out, q: _In, k: _In, v: _In, attn_mask: _In | None, sinks: _In | None,
     offsets: _In | None, lengths: _In | None, q_offset: SupportsIndex, left: SupportsIndex, right:
     SupportsIndex, causal: object, scale: SupportsFloat, softcap: SupportsFloat, /
 ) -> tuple[_Array | None, _Array | None, _Array | None, _Array | None]: ...
@@ -32,6 +35,24 @@ def cross_entropy_fwd(
     loss: _Out, losses: _Out, peak: _Out, sum: _Out, logits: _In, target: _In, ignore_index: SupportsIndex, mean:
     object, label_smoothing: SupportsFloat, z_loss: SupportsFloat, softcap: SupportsFloat, /
 ) -> tuple[_Array | None, _Array | None, _Array | None, _Array | None]: ...
+def decoder_bwd(
+    dx: _Out, dln1_weight: _Out, dq_weight: _Out, dk_weight: _Out, dv_weight: _Out, do_weight: _Out, dln2_weight:
+    _Out, dgate_weight: _Out, dup_weight: _Out, ddown_weight: _Out, d_ln1: _Out, d_q: _Out, d_k: _Out, d_v:
+    _Out, d_q_rope: _Out, d_k_rope: _Out, d_scores: _Out, d_probs: _Out, d_attn: _Out, d_residual1: _Out,
+    d_ln2: _Out, d_gate: _Out, d_up: _Out, d_act: _Out, dy: _In, x: _In, rstd1: _In, ln1: _In, v: _In, q_rope:
+    _In, k_rope: _In, max: _In, sum: _In, attn: _In, residual1: _In, rstd2: _In, ln2: _In, gate: _In, up: _In,
+    act: _In, ln1_weight: _In, q_weight: _In, k_weight: _In, v_weight: _In, o_weight: _In, ln2_weight: _In,
+    gate_weight: _In, up_weight: _In, down_weight: _In, cos: _In, sin: _In, positions: _In | None, scale:
+    SupportsFloat, accumulate: object, /
+) -> tuple[_Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None]: ...
+def decoder_fwd(
+    y: _Out, keys: _Out, values: _Out, rstd1: _Out, ln1: _Out, q: _Out, k: _Out, v: _Out, q_rope: _Out, k_rope:
+    _Out, scores: _Out, probs: _Out, max: _Out, sum: _Out, attn: _Out, proj: _Out, residual1: _Out, rstd2:
+    _Out, ln2: _Out, gate: _Out, up: _Out, act: _Out, down: _Out, x: _In, ln1_weight: _In, q_weight: _In,
+    k_weight: _In, v_weight: _In, o_weight: _In, ln2_weight: _In, gate_weight: _In, up_weight: _In,
+    down_weight: _In, cos: _In, sin: _In, positions: _In | None, lengths: _In | None, counts: _In | None, eps:
+    SupportsFloat, scale: SupportsFloat, /
+) -> tuple[_Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None, _Array | None]: ...
 def embedding_bwd(
     dweight: _Out, dy: _In, ids: _In, weight: _In, accumulate: object, /
 ) -> _Array: ...
@@ -104,4 +125,22 @@ def set_blas_path(path: Any, /) -> None: ...
 def set_cache_limit(bytes: Any, /) -> None: ...
 def set_matmul_backend(name: Any, /) -> None: ...
 def set_num_threads(n: Any, /) -> None: ...
+def silu_bwd(
+    dx: _Out, dy: _In, x: _In, /
+) -> _Array: ...
+def silu_fwd(
+    y: _Out, x: _In, /
+) -> _Array: ...
+def softmax_bwd(
+    dx: _Out, dy: _In, y: _In, scale: SupportsFloat, /
+) -> _Array: ...
+def softmax_fwd(
+    y: _Out, x: _In, mask: _In | None, scale: SupportsFloat, causal: object, queries: SupportsIndex, /
+) -> _Array: ...
+def swiglu_bwd(
+    dgate: _Out, dup: _Out, dy: _In, gate: _In, up: _In, /
+) -> tuple[_Array | None, _Array | None]: ...
+def swiglu_fwd(
+    y: _Out, gate: _In, up: _In, /
+) -> _Array: ...
 def use_isa(isa: Any, /) -> str: ...
