@@ -60,8 +60,8 @@ def matmul(a, b, *, transpose_a=False, transpose_b=False, out=None):
     Notes
     -----
     The order of additions and the promises of :func:`ckernels.linear`: k in blocks of 64, one ascending chain of fused
-    multiply-adds in each, then the blocks in order, whichever way the operands lie.  The last axis of an operand must be
-    contiguous: ``matmul(a, b.swapaxes(-1, -2))`` is spelled ``matmul(a, b, transpose_b=True)``.
+    multiply-adds in each, then the blocks in order, whichever way the operands lie.  The last axis of an operand must
+    be contiguous: ``matmul(a, b.swapaxes(-1, -2))`` is spelled ``matmul(a, b, transpose_b=True)``.
 
     Examples
     --------
