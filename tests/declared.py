@@ -1,11 +1,12 @@
 """The ops of ``csrc/ops.def`` as ``_ck`` declares them, and arguments that fit any of them."""
+
 import re
 from typing import NamedTuple
 
 import numpy as np
-from native import ROOT
 
 from ckernels import _ck
+from native import ROOT
 
 OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
 LINE = re.compile(r"^ {4}(\w+): (?:bool or )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
@@ -32,8 +33,10 @@ class Parameter(NamedTuple):
 
 def parameters(op):
     """Return the parameters of ``op``, in order, from its docstring."""
-    found = [Parameter(m[1], m[2], m[3], "written" in m[4], "or None" in m[4] or "not wanted" in m[4])
-             for m in LINE.finditer(getattr(_ck, op).__doc__)]
+    found = [
+        Parameter(m[1], m[2], m[3], "written" in m[4], "or None" in m[4] or "not wanted" in m[4])
+        for m in LINE.finditer(getattr(_ck, op).__doc__)
+    ]
     assert found, f"{op} has no declaration in its docstring"
     return found
 
@@ -51,7 +54,7 @@ def array_of(parameter, rng, size, star):
 
 
 def arguments(op, rng, size=16, star=(3, 2), absent=False):
-    """Return arguments that fit ``op``, all that may be absent given or (if ``absent``) left out; outputs left to the op."""
+    """Return arguments that fit ``op``, all that may be absent given or (``absent``) left out."""
     declared = parameters(op)
     given = set().union(*(p.letters for p in declared if not p.written and not p.optional))
     needed = set().union(*(p.letters for p in declared if p.written and not p.optional))

@@ -1,9 +1,10 @@
 """No memory, at every allocation of every op: MemoryError, nothing lost, nothing broken afterwards."""
-import declared
+
 import numpy as np
 import pytest
 
 import ckernels as ck
+import declared
 from ckernels import _ck
 
 
@@ -75,5 +76,7 @@ def test_empty_says_that_there_is_no_memory():
 
 def test_an_output_that_finds_no_memory_is_named():
     x = np.lib.stride_tricks.as_strided(np.ones(4, np.float32), (2**30, 2**28, 4), (0, 0, 4))
-    with pytest.raises(MemoryError, match=r"rms_norm\(\): 'out' finds no memory for its shape \(1073741824, 268435456, 4\)"):
+    with pytest.raises(
+        MemoryError, match=r"rms_norm\(\): 'out' finds no memory for its shape \(1073741824, 268435456, 4\)"
+    ):
         ck.rms_norm(x)
