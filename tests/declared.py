@@ -10,7 +10,7 @@ from native import ROOT
 
 OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
 LINE = re.compile(r"^ {4}(\w+): (?:bool or )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
-ARRAYS = {"elem": np.float32, "float": np.float32, "ids": np.int64, "int64_t": np.int64}
+ARRAYS = {"elem": np.float32, "float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64}
 SIZES = {"K": 8}  # half of the others: rope has K pairs of D = 2K channels
 # What excludes other arguments, left out of a full call: a layer that writes to a cache captures no scores.
 EXCLUDES = {"decoder_fwd": {"keys", "values", "lengths", "counts"}}
@@ -47,6 +47,8 @@ def array_of(parameter, rng, size, star):
     sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
+    if parameter.kind == "double":
+        shape = [1]  # a total
     array = np.zeros(shape, ARRAYS[parameter.kind])
     if array.dtype == np.float32:
         array[...] = rng.uniform(0.5, 1.5, array.shape)
@@ -62,7 +64,8 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False):
     result = []
     for p in declared:
         if p.shape is None:
-            result.append(0.5 if p.kind in ("float", "double") else 0)
+            real = p.kind in ("float", "double") and not (absent and p.name == "momentum")  # which needs a buffer
+            result.append(0.5 if real else 0)
         elif p.name in EXCLUDES.get(op, ()):
             result.append(None)
         elif p.written and p.optional and (absent or p.letters <= known):
