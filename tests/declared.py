@@ -1,15 +1,16 @@
 """The ops of ``csrc/ops.def`` as ``_ck`` declares them, and arguments that fit any of them."""
+
 import re
 from typing import NamedTuple
 
 import numpy as np
-from native import ROOT
 
 from ckernels import _ck
+from native import ROOT
 
 OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
 LINE = re.compile(r"^ {4}(\w+): (?:bool or )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
-ARRAYS = {"elem": np.float32, "float": np.float32, "ids": np.int64, "int64_t": np.int64}
+ARRAYS = {"elem": np.float32, "float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64}
 SIZES = {"K": 8}  # half of the others: rope has K pairs of D = 2K channels
 # What excludes other arguments, left out of a full call: a layer that writes to a cache captures no scores.
 EXCLUDES = {"decoder_fwd": {"keys", "values", "lengths", "counts"}}
@@ -32,8 +33,10 @@ class Parameter(NamedTuple):
 
 def parameters(op):
     """Return the parameters of ``op``, in order, from its docstring."""
-    found = [Parameter(m[1], m[2], m[3], "written" in m[4], "or None" in m[4] or "not wanted" in m[4])
-             for m in LINE.finditer(getattr(_ck, op).__doc__)]
+    found = [
+        Parameter(m[1], m[2], m[3], "written" in m[4], "or None" in m[4] or "not wanted" in m[4])
+        for m in LINE.finditer(getattr(_ck, op).__doc__)
+    ]
     assert found, f"{op} has no declaration in its docstring"
     return found
 
@@ -44,6 +47,8 @@ def array_of(parameter, rng, size, star):
     sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
+    if parameter.kind == "double":
+        shape = [1]  # a total
     array = np.zeros(shape, ARRAYS[parameter.kind])
     if array.dtype == np.float32:
         array[...] = rng.uniform(0.5, 1.5, array.shape)
@@ -51,7 +56,7 @@ def array_of(parameter, rng, size, star):
 
 
 def arguments(op, rng, size=16, star=(3, 2), absent=False):
-    """Return arguments that fit ``op``, all that may be absent given or (if ``absent``) left out; outputs left to the op."""
+    """Return arguments that fit ``op``, all that may be absent given or (``absent``) left out."""
     declared = parameters(op)
     given = set().union(*(p.letters for p in declared if not p.written and not p.optional))
     needed = set().union(*(p.letters for p in declared if p.written and not p.optional))
@@ -59,7 +64,8 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False):
     result = []
     for p in declared:
         if p.shape is None:
-            result.append(0.5 if p.kind in ("float", "double") else 0)
+            real = p.kind in ("float", "double") and not (absent and p.name == "momentum")  # which needs a buffer
+            result.append(0.5 if real else 0)
         elif p.name in EXCLUDES.get(op, ()):
             result.append(None)
         elif p.written and p.optional and (absent or p.letters <= known):

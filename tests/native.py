@@ -1,4 +1,5 @@
 """Build the C programs of ``tests/c`` with the compiler and flags of ``setup.py``; objects are kept in ``build/``."""
+
 import contextlib
 import ctypes
 import functools
@@ -14,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 # For a Python of one's own: it finds the package that the tests found.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("CK_")} | {
-    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+}
 
 
 @functools.cache
@@ -44,7 +46,9 @@ def link(name, units, *options):
     with contextlib.chdir(ROOT):
         target = Path("build/tests") / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([*build().compiler(), *objects, "-o", str(target), *options, "-pthread", "-ldl", "-lm"], check=True)
+        subprocess.run(
+            [*build().compiler(), *objects, "-o", str(target), *options, "-pthread", "-ldl", "-lm"], check=True
+        )
     return ROOT / target
 
 
@@ -57,8 +61,10 @@ def word_units():
 
 class _Word(ctypes.Structure):
     _floats = ctypes.POINTER(ctypes.c_float)
-    _fields_ = [("name", ctypes.c_char_p),
-                ("run", ctypes.CFUNCTYPE(None, _floats, _floats, _floats, _floats, ctypes.c_size_t))]
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("run", ctypes.CFUNCTYPE(None, _floats, _floats, _floats, _floats, ctypes.c_size_t)),
+    ]
 
 
 @functools.cache

@@ -1,13 +1,14 @@
 """The arena: aligned, reused, limited, counted, and never under an array that somebody still sees."""
+
 import gc
 import subprocess
 
 import numpy as np
 import pytest
-from native import ENVIRONMENT, PYTHON
 
 import ckernels as ck
 from ckernels import _ck
+from native import ENVIRONMENT, PYTHON
 
 MIB = 1 << 20
 HUGE = 2 * MIB
@@ -62,8 +63,18 @@ def test_what_dies_is_reused_and_what_lives_is_not():
     assert stats("takes", "reuses") == (takes + 1, reuses + 1)
 
 
-@pytest.mark.parametrize("view", [lambda a: a[5:], lambda a: a.T, lambda a: a.reshape(-1)[3:4], memoryview, lambda a: a.view("u4"),
-                                  lambda a: np.from_dlpack(a)], ids=["slice", "T", "element", "buffer", "dtype", "dlpack"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: a[5:],
+        lambda a: a.T,
+        lambda a: a.reshape(-1)[3:4],
+        memoryview,
+        lambda a: a.view("u4"),
+        lambda a: np.from_dlpack(a),
+    ],
+    ids=["slice", "T", "element", "buffer", "dtype", "dlpack"],
+)
 def test_a_view_keeps_the_memory(view):
     a = ck.empty((MIB, 4))
     a[...] = 7
@@ -155,22 +166,45 @@ def test_classes_of_size_waste_at_most_an_eighth():
 @pytest.mark.parametrize("text, limit", [("0", 0), ("12345678", 12345678)])
 def test_the_limit_comes_from_the_environment(text, limit):
     code = "import ckernels as ck; print(ck.memory_stats()['limit'])"
-    run = subprocess.run([PYTHON, "-c", code], env={**ENVIRONMENT, "CK_CACHE_LIMIT": text}, capture_output=True, text=True)
+    run = subprocess.run(
+        [PYTHON, "-c", code], env={**ENVIRONMENT, "CK_CACHE_LIMIT": text}, capture_output=True, text=True
+    )
     assert run.stdout.strip() == str(limit), run.stderr
 
 
-@pytest.mark.parametrize("name, text", [("CK_CACHE_LIMIT", "much"), ("CK_CACHE_LIMIT", "-1"), ("CK_NUM_THREADS", "0"),
-                                        ("CK_NUM_THREADS", "many"), ("CK_NUM_THREADS", "65")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("CK_CACHE_LIMIT", "much"),
+        ("CK_CACHE_LIMIT", "-1"),
+        ("CK_NUM_THREADS", "0"),
+        ("CK_NUM_THREADS", "many"),
+        ("CK_NUM_THREADS", "65"),
+    ],
+)
 def test_bad_numbers_in_the_environment_name_the_variable(name, text):
-    run = subprocess.run([PYTHON, "-c", "import ckernels"], env={**ENVIRONMENT, name: text}, capture_output=True, text=True)
+    run = subprocess.run(
+        [PYTHON, "-c", "import ckernels"], env={**ENVIRONMENT, name: text}, capture_output=True, text=True
+    )
     assert run.returncode == 1 and f"ValueError: {name}='{text}': an integer from" in run.stderr
 
 
-@pytest.mark.parametrize("shape, dtype, error", [
-    (-1, "f4", r"'shape' has a negative size, -1"), ((2, -3), "f4", "'shape' has a negative size, -3"),
-    ("ab", "f4", "'shape' must hold integers"), (None, "f4", "'shape' must hold integers"), (1.5, "f4", "'shape' must hold integers"),
-    ((1,) * 65, "f4", "'shape' has 65 axes"), (3, "S5", "'dtype' must be a number type"), (3, object, "'dtype' must be a number type"),
-    (3, ">f4", "native byte order"), (3, "M8[s]", "'dtype' must be a number type"), (3, [("a", "f4")], "'dtype' must be a number type")])
+@pytest.mark.parametrize(
+    "shape, dtype, error",
+    [
+        (-1, "f4", r"'shape' has a negative size, -1"),
+        ((2, -3), "f4", "'shape' has a negative size, -3"),
+        ("ab", "f4", "'shape' must hold integers"),
+        (None, "f4", "'shape' must hold integers"),
+        (1.5, "f4", "'shape' must hold integers"),
+        ((1,) * 65, "f4", "'shape' has 65 axes"),
+        (3, "S5", "'dtype' must be a number type"),
+        (3, object, "'dtype' must be a number type"),
+        (3, ">f4", "native byte order"),
+        (3, "M8[s]", "'dtype' must be a number type"),
+        (3, [("a", "f4")], "'dtype' must be a number type"),
+    ],
+)
 def test_empty_refuses(shape, dtype, error):
     with pytest.raises((ValueError, TypeError), match=r"empty\(\): .*" + error):
         ck.empty(shape, dtype)

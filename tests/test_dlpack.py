@@ -1,4 +1,5 @@
 """Tensors of other libraries: their memory, no copy, read and written; what cannot be lent is named."""
+
 import gc
 import weakref
 
@@ -22,9 +23,20 @@ def test_tensors_are_read(isa):
     assert type(ck.rms_norm(x, W)) is np.ndarray
 
 
-@pytest.mark.parametrize("view", [lambda t: t[::2], lambda t: t.transpose(0, 1), lambda t: t[:, 1:3, 7:20], lambda t: t[:0],
-                                  lambda t: t[..., :0], lambda t: t[1].expand(3, 5, 48), lambda t: t[2:], lambda t: t.detach()],
-                         ids=["step", "transposed", "inner", "no rows", "no columns", "expanded", "offset", "detached"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t[::2],
+        lambda t: t.transpose(0, 1),
+        lambda t: t[:, 1:3, 7:20],
+        lambda t: t[:0],
+        lambda t: t[..., :0],
+        lambda t: t[1].expand(3, 5, 48),
+        lambda t: t[2:],
+        lambda t: t.detach(),
+    ],
+    ids=["step", "transposed", "inner", "no rows", "no columns", "expanded", "offset", "detached"],
+)
 def test_views_are_read_as_they_lie(view):
     x = view(values(6, 5, 48))
     assert ck.add(x, x).tobytes() == (x + x).contiguous().numpy().tobytes()
@@ -49,15 +61,19 @@ def test_overlap_with_a_tensor_is_seen():
         ck.add(base[:6], base[6:], out=shared[5:11])
 
 
-@pytest.mark.parametrize("bad, text", [
-    (lambda: values(3, 48).requires_grad_(), "does not lend its memory: .*(grad|detach)"),
-    (lambda: values(3, 48).to("meta"), "(is not in CPU memory|does not lend its memory)"),
-    (lambda: values(3, 48).bfloat16(), r"has a dtype that is not supported \(DLPack code 4, 16 bits\)"),
-    (lambda: values(3, 48).double(), "must be float32, not float64"),
-    (lambda: values(3, 48).half(), "must be float32, not float16"),
-    (lambda: values(3, 48).to_sparse(), "does not lend its memory"),
-    (lambda: torch.complex(values(3, 48), values(3, 48)), "has a dtype that is not supported"),
-], ids=["requires grad", "meta", "bfloat16", "double", "half", "sparse", "complex"])
+@pytest.mark.parametrize(
+    "bad, text",
+    [
+        (lambda: values(3, 48).requires_grad_(), "does not lend its memory: .*(grad|detach)"),
+        (lambda: values(3, 48).to("meta"), "(is not in CPU memory|does not lend its memory)"),
+        (lambda: values(3, 48).bfloat16(), r"has a dtype that is not supported \(DLPack code 4, 16 bits\)"),
+        (lambda: values(3, 48).double(), "must be float32, not float64"),
+        (lambda: values(3, 48).half(), "must be float32, not float16"),
+        (lambda: values(3, 48).to_sparse(), "does not lend its memory"),
+        (lambda: torch.complex(values(3, 48), values(3, 48)), "has a dtype that is not supported"),
+    ],
+    ids=["requires grad", "meta", "bfloat16", "double", "half", "sparse", "complex"],
+)
 def test_what_cannot_be_taken_is_a_type_error_that_names_it(bad, text):
     with pytest.raises(TypeError, match=r"rms_norm\(\): 'x' " + text):
         ck.rms_norm(bad(), W)

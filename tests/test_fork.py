@@ -1,4 +1,5 @@
 """fork(): parent and child both go on, with a busy pool, from any thread, and from a signal's handler."""
+
 import multiprocessing
 import os
 import subprocess
@@ -6,10 +7,10 @@ import threading
 
 import numpy as np
 import pytest
-from native import ENVIRONMENT, PYTHON
-from test_threads import stress
 
 import ckernels as ck
+from native import ENVIRONMENT, PYTHON
+from test_threads import stress
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 X = np.random.default_rng(5).standard_normal((2000, 300)).astype(np.float32)
@@ -20,6 +21,7 @@ def in_child(work):
     child = os.fork()
     if child == 0:
         import signal
+
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20)
         os._exit(0 if work() else 1)

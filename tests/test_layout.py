@@ -1,17 +1,25 @@
-"""One op, one name, one place in each folder; what includes what; what leaves an object. The folders say so, or this fails."""
+"""One op, one name, one place in each folder; what includes what; what leaves an object."""
+
 import re
 import subprocess
 
-import native
 import pytest
 
+import native
+
 ROOT = native.ROOT
-KERNELS = {op: kind for kind, op in re.findall(r"^CK_(OP|LAYER|PART)\((\w+)", (ROOT / "csrc/ops.def").read_text(), re.M)}
+KERNELS = {
+    op: kind for kind, op in re.findall(r"^CK_(OP|LAYER|PART)\((\w+)", (ROOT / "csrc/ops.def").read_text(), re.M)
+}
 CALLED = dict(re.findall(r'^CK_(?:OP|LAYER)\((\w+), "([^"]+)"', (ROOT / "csrc/ops.def").read_text(), re.M))
 # Which header declares an op: its family.
 HEADERS = [*sorted((ROOT / "csrc/ops").glob("*.h")), *sorted((ROOT / "csrc/layers").glob("*.h"))]
-FAMILY = {op: header.stem for header in HEADERS if header.name != "ops.h"
-          for op in re.findall(r"^(?:CK_DECLARE\(|struct ck_)(\w+)(?:\)| \{)", header.read_text(), re.M)}
+FAMILY = {
+    op: header.stem
+    for header in HEADERS
+    if header.name != "ops.h"
+    for op in re.findall(r"^(?:CK_DECLARE\(|struct ck_)(\w+)(?:\)| \{)", header.read_text(), re.M)
+}
 FOLDER = {header.stem: header.parent.name for header in HEADERS}
 SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".c", ".h"})
 PYTHON = sorted((ROOT / "python").rglob("*.py"))
@@ -112,16 +120,23 @@ def test_intrinsics_stay_in_simd():
 
 def test_kernels_do_not_allocate_or_start_threads():
     for folder in ("kernels", "reference"):
-        found = {name for name in holders(r"\b(malloc|calloc|realloc|free|ck_take|ck_give|ck_run|pthread_\w+|printf|fopen)\(")
-                 if name.startswith(folder)}
+        found = {
+            name
+            for name in holders(r"\b(malloc|calloc|realloc|free|ck_take|ck_give|ck_run|pthread_\w+|printf|fopen)\(")
+            if name.startswith(folder)
+        }
         assert not found
 
 
 # ---- names and sizes ----
 
+
 def test_no_file_is_long():
-    long = {str(p.relative_to(ROOT)): n for p in [*SOURCES, *PYTHON, ROOT / "setup.py"]
-            if (n := len(p.read_text().splitlines())) > 500}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in [*SOURCES, *PYTHON, ROOT / "setup.py"]
+        if (n := len(p.read_text().splitlines())) > 500
+    }
     assert not long
 
 
@@ -133,6 +148,7 @@ def test_no_drawer_for_odds_and_ends():
 
 # ---- objects ----
 
+
 @pytest.mark.parametrize("isa", native.build().ISAS)
 def test_only_kernels_leave_a_kernel_object(isa):
     build = native.build()
@@ -140,13 +156,18 @@ def test_only_kernels_leave_a_kernel_object(isa):
     expected = {f"ck_{op}_{dtype}_{isa}" for op, kind in KERNELS.items() if kind != "LAYER" for dtype in build.DTYPES}
     expected |= {f"ck_kernels_{dtype}_{isa}" for dtype in build.DTYPES}
     objects = native.compile_all(units)
-    listed = subprocess.run(["nm", "-P", "-g", "--defined-only", *objects], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["nm", "-P", "-g", "--defined-only", *objects], capture_output=True, text=True, check=True
+    ).stdout
     names = {line.split()[0] for line in listed.splitlines() if line and not line.endswith(":")}
     assert names == expected
 
 
 def test_nothing_but_the_module_leaves_the_extension():
     import ckernels._ck
-    listed = subprocess.run(["nm", "-D", "-P", "--defined-only", ckernels._ck.__file__], capture_output=True, text=True, check=True)
+
+    listed = subprocess.run(
+        ["nm", "-D", "-P", "--defined-only", ckernels._ck.__file__], capture_output=True, text=True, check=True
+    )
     names = {line.split()[0] for line in listed.stdout.splitlines()} - {"_init", "_fini"}
     assert names == {"PyInit__ck"}

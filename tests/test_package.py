@@ -1,13 +1,14 @@
 """The package: its type stub, a wheel with all it needs, versions of Python, import beside others."""
+
 import inspect
 import subprocess
 import zipfile
 
+import pytest
+
 import declared
 import native
-import pytest
 import stubs
-
 from ckernels import _ck
 
 
@@ -15,8 +16,22 @@ from ckernels import _ck
 def wheel(tmp_path_factory):
     """Build a wheel, from the objects that are there."""
     folder = tmp_path_factory.mktemp("wheel")
-    run = subprocess.run([native.PYTHON, "-m", "pip", "wheel", str(native.ROOT), "--no-build-isolation", "--no-deps", "-q",
-                          "-w", str(folder)], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            native.PYTHON,
+            "-m",
+            "pip",
+            "wheel",
+            str(native.ROOT),
+            "--no-build-isolation",
+            "--no-deps",
+            "-q",
+            "-w",
+            str(folder),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if "No module named pip" in run.stderr:
         pytest.skip("no pip here")
     assert run.returncode == 0, run.stderr[-3000:]
@@ -39,12 +54,21 @@ def test_the_wheel_has_all_it_needs_and_no_source(wheel):
 
 
 def test_the_wheel_works_where_it_is_unpacked(wheel, tmp_path):
-    subprocess.run([native.PYTHON, "-m", "pip", "install", "--no-deps", "-q", "--target", str(tmp_path), str(wheel)], check=True)
-    code = ("import ckernels as ck, numpy as np; print(ck.__file__); x = np.ones((3, 4), 'f4');"
-            "print(ck.add(x, x).sum(), ck.__version__)")
+    subprocess.run(
+        [native.PYTHON, "-m", "pip", "install", "--no-deps", "-q", "--target", str(tmp_path), str(wheel)], check=True
+    )
+    code = (
+        "import ckernels as ck, numpy as np; print(ck.__file__); x = np.ones((3, 4), 'f4');"
+        "print(ck.add(x, x).sum(), ck.__version__)"
+    )
     paths = f"{tmp_path}:{native.ENVIRONMENT['PYTHONPATH']}"
-    run = subprocess.run([native.PYTHON, "-c", code], env={**native.ENVIRONMENT, "PYTHONPATH": paths}, cwd=tmp_path,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [native.PYTHON, "-c", code],
+        env={**native.ENVIRONMENT, "PYTHONPATH": paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     file, *numbers = run.stdout.split()
     assert file == str(tmp_path / "ckernels/__init__.py") and numbers == ["24.0", "0.1.0"]
@@ -73,19 +97,22 @@ def test_the_stub_says_what_the_extension_has():
 
 def test_stubtest_agrees():
     pytest.importorskip("mypy")
-    run = subprocess.run([native.PYTHON, "-m", "mypy.stubtest", "ckernels._ck"], env=native.ENVIRONMENT, capture_output=True,
-                         text=True)
+    run = subprocess.run(
+        [native.PYTHON, "-m", "mypy.stubtest", "ckernels._ck"], env=native.ENVIRONMENT, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("order", ["ckernels, torch", "torch, ckernels", "numpy, ckernels, torch"])
 def test_import_in_any_order_beside_torch(order):
     pytest.importorskip("torch")
-    code = (f"import {order}, numpy as np\n"
-            "import ckernels as ck, torch\n"
-            "t = torch.ones(3000, 40)\n"
-            "for _ in range(3):\n"
-            "    t = torch.from_numpy(ck.add(t, t)) @ torch.eye(40)\n"
-            "print(float(t.sum()))")
+    code = (
+        f"import {order}, numpy as np\n"
+        "import ckernels as ck, torch\n"
+        "t = torch.ones(3000, 40)\n"
+        "for _ in range(3):\n"
+        "    t = torch.from_numpy(ck.add(t, t)) @ torch.eye(40)\n"
+        "print(float(t.sum()))"
+    )
     run = subprocess.run([native.PYTHON, "-c", code], env=native.ENVIRONMENT, capture_output=True, text=True)
     assert run.stdout.strip() == str(float(3000 * 40 * 8)), run.stderr

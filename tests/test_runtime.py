@@ -1,17 +1,20 @@
 """The choice of an instruction set: by CPU at import, by CK_ISA, by ck.use; wrong names say what there is."""
+
 import subprocess
 
-import native
 import numpy as np
 import pytest
 
 import ckernels as ck
+import native
 from ckernels import _ck
 
 
 def python(code, **environment):
     """Run ``code`` in a Python of its own."""
-    return subprocess.run([native.PYTHON, "-c", code], env={**native.ENVIRONMENT, **environment}, capture_output=True, text=True)
+    return subprocess.run(
+        [native.PYTHON, "-c", code], env={**native.ENVIRONMENT, **environment}, capture_output=True, text=True
+    )
 
 
 def test_isas_are_named_best_first():
@@ -94,11 +97,17 @@ CPU_OF_2008 = "qemu-x86_64"
 
 
 def test_a_cpu_without_avx_gets_baseline(tmp_path):
-    code = ("import ckernels as ck, numpy as np; x = np.ones((3, 70), np.float32); y = ck.rms_norm(x);"
-            "print(ck.isas(), ck.isa(), bool((abs(y - 1) < 1e-5).all()), ck.add(x, x)[2, 69])")
-    run = subprocess.run([CPU_OF_2008, "-cpu", "Nehalem", native.PYTHON, "-c", code],
-                         env={**native.ENVIRONMENT, "CK_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Nehalem"}, capture_output=True,
-                         text=True, timeout=120)
+    code = (
+        "import ckernels as ck, numpy as np; x = np.ones((3, 70), np.float32); y = ck.rms_norm(x);"
+        "print(ck.isas(), ck.isa(), bool((abs(y - 1) < 1e-5).all()), ck.add(x, x)[2, 69])"
+    )
+    run = subprocess.run(
+        [CPU_OF_2008, "-cpu", "Nehalem", native.PYTHON, "-c", code],
+        env={**native.ENVIRONMENT, "CK_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Nehalem"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.stdout.strip() == "['baseline', 'reference'] baseline True 2.0", run.stderr[-2000:]
 
 
@@ -106,4 +115,5 @@ try:
     subprocess.run([CPU_OF_2008, "-version"], capture_output=True)
 except OSError:  # Debian: qemu-user
     test_a_cpu_without_avx_gets_baseline = pytest.mark.skip(reason="qemu-x86_64 is not installed")(
-        test_a_cpu_without_avx_gets_baseline)
+        test_a_cpu_without_avx_gets_baseline
+    )

@@ -1,7 +1,9 @@
 """Ctrl-C reaches a long op within a second; a handler may raise, call ops and change the number of threads."""
+
 import subprocess
 
 import pytest
+
 from native import ENVIRONMENT, PYTHON
 
 # Rows of one element, all of them the same four bytes: some seconds of work on one thread, and an output of which only
@@ -20,7 +22,9 @@ def later(seconds, signal_):
 sent = []
 """
 
-INTERRUPTED = START + """
+INTERRUPTED = (
+    START
+    + """
 ck.set_num_threads(int(sys.argv[1]))
 x, out = rows(1 << 28)
 if sys.argv[2] == "beside":        # another thread holds the pool: this one works alone
@@ -34,8 +38,11 @@ except KeyboardInterrupt:
     print("interrupted", time.monotonic() - sent[0] < 1, ck.add(x[:3], x[:3]).tolist() == [[2], [2], [2]], flush=True)
 os._exit(0)
 """
+)
 
-HANDLED = START + """
+HANDLED = (
+    START
+    + """
 ck.set_num_threads(2)
 done = []
 def handler(*unused):
@@ -49,8 +56,11 @@ while not done:
     ck.rms_norm(x, eps=3.0, out=out)
 print(done, ck.get_num_threads(), bool((out == 0.5).all()))
 """
+)
 
-RAISED = START + """
+RAISED = (
+    START
+    + """
 ck.set_num_threads(2)
 def handler(*unused):
     raise LookupError("from the handler")
@@ -62,8 +72,11 @@ try:
 except LookupError as error:
     print(error, time.monotonic() - sent[0] < 1)
 """
+)
 
-BESIDE = START + """
+BESIDE = (
+    START
+    + """
 ck.set_num_threads(2)
 x, out = rows(1 << 26)
 thread = threading.Thread(target=ck.rms_norm, args=(x,), kwargs=dict(eps=3.0, out=out))
@@ -79,6 +92,7 @@ print(time.monotonic() - start < 0.3, thread.is_alive(), end=" ")
 thread.join()
 print(bool((out == 0.5).all()))
 """
+)
 
 
 def run(code, *args):

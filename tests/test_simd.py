@@ -1,19 +1,46 @@
 """The words of csrc/simd: the same bits on every instruction set, IEEE arithmetic, tails, and the bounds of math.h."""
+
 import re
 import subprocess
 
-import native
 import numpy as np
 import pytest
-from guard import guarded, unwritten
 
 import ckernels as ck
+import native
+from guard import guarded, unwritten
 
 SETS = [isa for isa in ck.isas() if isa != "reference"] + ["portable"]
 FUSED = {"avx512", "avx2"}
-SPECIAL = np.array([0.0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1.1754942e-38, 1.17549435e-38, 3.4028235e38,
-                    -3.4028235e38, 88.7, 88.8, -87.3, -103.9, -104.1, 0.625, 0.62499994, 0.70710677, 0.7071068, 1.5, 2.5],
-                   np.float32)
+SPECIAL = np.array(
+    [
+        0.0,
+        -0.0,
+        1,
+        -1,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1e-45,
+        -1e-45,
+        1.1754942e-38,
+        1.17549435e-38,
+        3.4028235e38,
+        -3.4028235e38,
+        88.7,
+        88.8,
+        -87.3,
+        -103.9,
+        -104.1,
+        0.625,
+        0.62499994,
+        0.70710677,
+        0.7071068,
+        1.5,
+        2.5,
+    ],
+    np.float32,
+)
 
 
 @pytest.fixture(params=SETS)
@@ -32,8 +59,9 @@ def samples(rng, n=4099):
 
 def same_bits(a, b):
     """Whether two arrays are equal bit for bit, any NaN for any other."""
-    return np.array_equal(a.view(np.uint32)[~np.isnan(a)], b.view(np.uint32)[~np.isnan(b)]) \
-        and np.array_equal(np.isnan(a), np.isnan(b))
+    return np.array_equal(a.view(np.uint32)[~np.isnan(a)], b.view(np.uint32)[~np.isnan(b)]) and np.array_equal(
+        np.isnan(a), np.isnan(b)
+    )
 
 
 PAIRS = [pair for pair in (("avx512", "avx2"), ("baseline", "portable")) if set(pair) <= set(SETS)]
@@ -42,7 +70,7 @@ PAIRS = [pair for pair in (("avx512", "avx2"), ("baseline", "portable")) if set(
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_pairs_give_the_same_bits_for_every_word(pair, rng):
     x, y, z = samples(rng)
-    y_bf16 = (y.view(np.uint32) & 0xffff0000).view(np.float32)
+    y_bf16 = (y.view(np.uint32) & 0xFFFF0000).view(np.float32)
     names = set(native.words(pair[0]))
     assert names == set(native.words(pair[1])) and len(names) > 25
     for name in sorted(names - {"lanes", "lanes_or"}):
@@ -61,11 +89,24 @@ def nearest(exact_high, exact_low):
 def test_arithmetic_rounds_as_ieee(words, rng):
     x, y, z = samples(rng)
     with np.errstate(all="ignore"):
-        for name, exact in {"add": x + y, "sub": x - y, "mul": x * y, "div": x / y, "sqrt": np.sqrt(x), "neg": -x,
-                            "abs": np.abs(x), "copysign": np.copysign(x, y), "max": np.where(x > y, x, y),
-                            "min": np.where(x < y, x, y), "lt": np.float32(x < y), "le": np.float32(x <= y),
-                            "eq": np.float32(x == y), "is_nan": np.float32(np.isnan(x)),
-                            "select": np.where(x < y, z, x), "stream": x}.items():
+        for name, exact in {
+            "add": x + y,
+            "sub": x - y,
+            "mul": x * y,
+            "div": x / y,
+            "sqrt": np.sqrt(x),
+            "neg": -x,
+            "abs": np.abs(x),
+            "copysign": np.copysign(x, y),
+            "max": np.where(x > y, x, y),
+            "min": np.where(x < y, x, y),
+            "lt": np.float32(x < y),
+            "le": np.float32(x <= y),
+            "eq": np.float32(x == y),
+            "is_nan": np.float32(np.isnan(x)),
+            "select": np.where(x < y, z, x),
+            "stream": x,
+        }.items():
             assert same_bits(native.run_word(words, name, x, y, z), exact), name
 
 
@@ -117,7 +158,7 @@ def test_split_gives_mantissa_and_exponent(words, rng):
     x = np.abs(samples(rng)[0])
     x = x[(x >= 2.0**-126) & np.isfinite(x)]
     m, e = native.run_word(words, "split", x), native.run_word(words, "split_exponent", x)
-    assert np.array_equal(m.astype(np.float64) * 2.0**e.astype(np.float64), x.astype(np.float64))
+    assert np.array_equal(m.astype(np.float64) * 2.0 ** e.astype(np.float64), x.astype(np.float64))
     assert m.min() >= np.float32(0.5**0.5) and m.max() < np.float32(2**0.5) + np.float32(2e-7)
     i = np.arange(-126, 128, dtype=np.float32)
     assert np.array_equal(native.run_word(words, "pow2_shifted", i), np.float32(2.0) ** i)
@@ -133,10 +174,28 @@ def test_bfloat16_rounds_to_nearest_even(words, rng):
 
 EDGES = {
     "exp": [(-np.inf, 0), (-104, 0), (-103.9, 1e-45), (-0.0, 1), (89, np.inf), (np.inf, np.inf), (np.nan, np.nan)],
-    "log": [(0.0, -np.inf), (-0.0, -np.inf), (-1, np.nan), (-np.inf, np.nan), (1, 0.0), (np.inf, np.inf), (np.nan, np.nan),
-            (1e-45, -103.27893), (-1e-45, np.nan)],
+    "log": [
+        (0.0, -np.inf),
+        (-0.0, -np.inf),
+        (-1, np.nan),
+        (-np.inf, np.nan),
+        (1, 0.0),
+        (np.inf, np.inf),
+        (np.nan, np.nan),
+        (1e-45, -103.27893),
+        (-1e-45, np.nan),
+    ],
     "sigmoid": [(-np.inf, 0), (-104, 0), (-103.9, 1e-45), (0.0, 0.5), (-0.0, 0.5), (np.inf, 1), (np.nan, np.nan)],
-    "tanh": [(-np.inf, -1), (0.0, 0.0), (-0.0, -0.0), (1e-45, 1e-45), (-1e-45, -1e-45), (20, 1), (np.inf, 1), (np.nan, np.nan)],
+    "tanh": [
+        (-np.inf, -1),
+        (0.0, 0.0),
+        (-0.0, -0.0),
+        (1e-45, 1e-45),
+        (-1e-45, -1e-45),
+        (20, 1),
+        (np.inf, 1),
+        (np.nan, np.nan),
+    ],
 }
 
 

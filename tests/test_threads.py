@@ -1,13 +1,14 @@
 """The pool: same bits for any number of threads, several callers at once, no race, no wait that never ends."""
+
 import os
 import subprocess
 import threading
 
-import native
 import numpy as np
 import pytest
 
 import ckernels as ck
+import native
 
 RUNTIME = [f"csrc/runtime/{name}.c" for name in ("pool", "arena", "error")]
 
@@ -15,8 +16,11 @@ RUNTIME = [f"csrc/runtime/{name}.c" for name in ("pool", "arena", "error")]
 def stress(name, flags, *args):
     """Build and run tests/c/pool_stress.c; return what it prints."""
     flags = ["-O1", "-g", "-DCK_POLL_NS=100000", *flags]
-    program = native.link(name, [(source, flags) for source in [*RUNTIME, "tests/c/pool_stress.c"]],
-                          *[flag for flag in flags if flag.startswith("-fsanitize")])
+    program = native.link(
+        name,
+        [(source, flags) for source in [*RUNTIME, "tests/c/pool_stress.c"]],
+        *[flag for flag in flags if flag.startswith("-fsanitize")],
+    )
     run = subprocess.run([program, *args], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
@@ -104,10 +108,17 @@ def test_number_of_threads_is_checked():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_one_thread_starts_no_workers():
-    code = ("import os, numpy as np, ckernels as ck; x = np.ones((4000, 100), np.float32);"
-            "before = len(os.listdir('/proc/self/task')); ck.add(x, x);"
-            "print(len(os.listdir('/proc/self/task')) - before)")
+    code = (
+        "import os, numpy as np, ckernels as ck; x = np.ones((4000, 100), np.float32);"
+        "before = len(os.listdir('/proc/self/task')); ck.add(x, x);"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
     for n, started in (("1", "0"), ("3", "2")):
-        out = subprocess.run([native.PYTHON, "-c", code], env={**native.ENVIRONMENT, "CK_NUM_THREADS": n},
-                             capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [native.PYTHON, "-c", code],
+            env={**native.ENVIRONMENT, "CK_NUM_THREADS": n},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert out.stdout.strip() == started
