@@ -1,11 +1,12 @@
 """scaled_dot_product_attention: against the formula in float64 and PyTorch, and its promises about bits and NaN."""
 import math
 
-import ckernels as ck
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+import ckernels as ck
 from ckernels.ops.attention import attend_cache
 from ckernels.parity import assert_parity
 from guard import guarded, unwritten
