@@ -33,12 +33,12 @@ def main():
               f"- other work on the machine when the run began: load {os.getloadavg()[0]:.1f}", ""]
     for bench in sorted(HERE.glob("bench_*.py")):
         print(bench.name, flush=True)
-        run = subprocess.run([sys.executable, str(bench), "--threads", str(chosen.threads), "--seconds", str(chosen.seconds)],
-                             text=True, capture_output=True)
+        command = [sys.executable, str(bench), "--threads", str(chosen.threads), "--seconds", str(chosen.seconds)]
+        run = subprocess.run(command, text=True, capture_output=True)
         if run.returncode:
             sys.exit(f"{bench.name} failed:\n{run.stderr[-2000:]}")
         parts += [f"## {bench.stem.removeprefix('bench_')}", "", "```", run.stdout.rstrip(), "```", ""]
-    parts += [f"Load at the end of the run: {os.getloadavg()[0]:.1f}; the benches themselves keep it near {chosen.threads}.", ""]
+    parts += [f"Load at the end: {os.getloadavg()[0]:.1f}; the benches themselves keep it near {chosen.threads}.", ""]
     PAGE.write_text("\n".join(parts))
 
 

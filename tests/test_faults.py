@@ -1,5 +1,6 @@
 """The planted faults of tests/faults.py still fit the sources they change."""
 import pytest
+
 from faults import FAULTS, PAGE, ROOT
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -171,3 +172,8 @@ def test_nothing_but_the_module_leaves_the_extension():
     )
     names = {line.split()[0] for line in listed.stdout.splitlines()} - {"_init", "_fini"}
     assert names == {"PyInit__ck"}
+
+
+def test_linter_finds_nothing():
+    run = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", str(ROOT)], text=True, capture_output=True)
+    assert run.returncode == 0, run.stdout + run.stderr

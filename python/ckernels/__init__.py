@@ -10,12 +10,6 @@ from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
 from ckernels.ops.activation import silu, silu_backward, silu_forward
 from ckernels.ops.add import add, add_backward, add_forward
 from ckernels.ops.add_rms_norm import add_rms_norm, add_rms_norm_backward, add_rms_norm_forward
-from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
-from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
-from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
-from ckernels.ops.linear import linear, linear_backward, linear_forward
-from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
-from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.attention import (
     attention,
     attention_backward,
@@ -24,6 +18,12 @@ from ckernels.ops.attention import (
     scaled_dot_product_attention_backward,
     scaled_dot_product_attention_forward,
 )
+from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
+from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
+from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
+from ckernels.ops.linear import linear, linear_backward, linear_forward
+from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
+from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
 from ckernels.ops.softmax import softmax, softmax_backward, softmax_forward

@@ -179,7 +179,8 @@ class KVCache:
         if wanted.dtype.kind not in "iu":
             raise TypeError(f"KVCache.truncate(): 'length' must be integers, not {wanted.dtype}")
         if ((wanted < 0) | (wanted > self._lengths)).any():
-            raise ValueError(f"KVCache.truncate(): 'length' {length} is not within the lengths {self._lengths.tolist()}")
+            raise ValueError(f"KVCache.truncate(): 'length' {length} is not within the lengths "
+                             f"{self._lengths.tolist()}")
         self._lengths[:] = wanted
 
     def reset(self):

@@ -241,8 +241,8 @@ class DecoderLayer:
             if grads[name] is None:
                 grads[name] = np.zeros(self.params[name].shape, np.float32) if given else empty(self.params[name].shape)
             elif np.shape(grads[name]) != self.params[name].shape or not grads[name].flags.c_contiguous:
-                raise ValueError(f"DecoderLayer.backward(): gradient '{name}' of shape {np.shape(grads[name])} does not "
-                                 f"fit {self.params[name].shape}, contiguous")
+                raise ValueError(f"DecoderLayer.backward(): gradient '{name}' of shape {np.shape(grads[name])} does "
+                                 f"not fit {self.params[name].shape}, contiguous")
         return grads, bool(given)
 
     def decode(self, x, cache, *, counts=None, out=None):

@@ -30,7 +30,10 @@ LEVELS = {
     "layer": ("ckernels.parity.layer", "level 2: the decoder layer, stage by stage, forward and backward"),
     "forward": ("ckernels.parity.forward", "level 4: a real model's logits"),
     "train": ("ckernels.parity.train", "level 5: training steps"),
-    "invariance": ("ckernels.parity.invariance", "bits that must be equal: prefill ≡ chunks ≡ decode ≡ forward, any threads, any batch"),
+    "invariance": (
+        "ckernels.parity.invariance",
+        "bits that must be equal: prefill ≡ chunks ≡ decode ≡ forward, any threads, any batch",
+    ),
     "kv": ("ckernels.parity.invariance", "prefill, chunks and decode are the full forward, bit for bit"),
 }
 

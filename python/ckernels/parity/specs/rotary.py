@@ -1,0 +1,97 @@
+"""Specs of the rotary table and embedding."""
+
+import numpy as np
+
+from .spec import OpSpec, Probe, family, normal
+
+
+def _angles(positions, dim, base):
+    """Return angle = position * base^(-2i/dim) in float64."""
+    return np.multiply.outer(np.asarray(positions, np.float64), base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim))
+
+
+def _rope_table_exact(inputs):
+    angles = _angles(inputs["positions"], inputs["dim"], inputs.get("base", 10000.0))
+    return {"cos": np.cos(angles), "sin": np.sin(angles)}
+
+
+def _rope_table_peer(inputs):
+    """Compute what transformers does: frequencies and angles in float32."""
+    import torch
+
+    dim = inputs["dim"]
+    frequency = 1.0 / inputs.get("base", 10000.0) ** (torch.arange(0, dim, 2).float() / dim)
+    angles = torch.outer(torch.from_numpy(np.asarray(inputs["positions"])).float(), frequency)
+    return {"cos": angles.cos().numpy(), "sin": angles.sin().numpy()}
+
+
+def _table_probe(label, start, count, dim, quick=False, **options):
+    return Probe(label, lambda r: {"positions": np.arange(start, start + count), "dim": dim, **options}, quick)
+
+
+ROPE_TABLE = [
+    OpSpec(
+        "rope_table",
+        "forward",
+        ("rope_table",),
+        (
+            _table_probe("positions 0 to 16", 0, 17, 64, quick=True),
+            _table_probe("positions from 4095", 4095, 5, 96, quick=True),
+            _table_probe("base 500000", 7, 33, 80, base=500000.0),
+            _table_probe("dim 128", 1000, 3, 128),
+        ),
+        lambda ck, inputs: dict(zip(("cos", "sin"), ck.rope_table(**inputs), strict=True)),
+        _rope_table_exact,
+        _rope_table_peer,
+        # Angles are double, so each value is rounded once: half an ulp of one.
+        bound=lambda inputs: 2.0**-24,
+    )
+]
+
+
+def _rope_formula(torch, x, cos, sin, positions=None, interleaved=False):
+    if positions is not None:
+        cos, sin = cos[positions.long()], sin[positions.long()]
+        if positions.ndim == 2:  # [B,T,K] beside [B,H,T,D]
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    width = 2 * cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    if interleaved:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, -1)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    return torch.cat((turned, rest), -1)
+
+
+def _rope_inputs(rng, B, H, T, D, *, start=1, width=None, positions=None, interleaved=False):
+    width = width or D
+    rows = start + T if positions is None else int(np.max(positions)) + 1
+    angles = _angles(np.arange(rows), width, 10000.0)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    inputs = {"x": normal(rng, B, H, T, D), "cos": cos, "sin": sin, "interleaved": interleaved}
+    if positions is None:
+        inputs |= {"cos": cos[start:], "sin": sin[start:]}
+    else:
+        inputs["positions"] = np.asarray(positions, np.int64)
+    return inputs
+
+
+ROPE = family(
+    "rope",
+    [
+        Probe("half split, D 64", lambda r: _rope_inputs(r, 2, 3, 17, 64), quick=True),
+        Probe("interleaved, D 80", lambda r: _rope_inputs(r, 2, 3, 5, 80, interleaved=True), quick=True),
+        Probe("offset 4095, D 96", lambda r: _rope_inputs(r, 1, 5, 3, 96, start=4095)),
+        Probe("partial width 32 of 80", lambda r: _rope_inputs(r, 2, 3, 7, 80, width=32)),
+        Probe("partial, interleaved", lambda r: _rope_inputs(r, 2, 5, 7, 96, width=24, interleaved=True)),
+        Probe("positions [T]", lambda r: _rope_inputs(r, 2, 3, 5, 32, positions=[9, 4, 4095, 7, 31])),
+        Probe(
+            "positions [B,T], D 128",
+            lambda r: _rope_inputs(r, 2, 3, 5, 128, positions=[[1, 2, 3, 4, 5], [70, 71, 8, 9, 1000]]),
+        ),
+        Probe("D 34", lambda r: _rope_inputs(r, 3, 2, 19, 34, start=7)),
+    ],
+    _rope_formula,
+)
