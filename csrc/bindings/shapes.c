@@ -248,6 +248,9 @@ ck_expected_shape(const ck_call *call, int i, npy_intp *dims)
             return ck_refuse_param(PyExc_TypeError, call->op, &call->op->params[i], "has a shape that no argument gives");
         if (axis->star) {
             const int count = n_leading(call, call->star_of[letter]);
+            if (n + count + shape->n - j - 1 > NPY_MAXDIMS)
+                return ck_refuse_param(PyExc_ValueError, call->op, &call->op->params[i],
+                                       "would have more axes than NumPy has");
             memcpy(dims + n, leading(call, call->star_of[letter]), (size_t)count * sizeof *dims);
             n += count;
         }
