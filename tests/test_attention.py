@@ -496,6 +496,25 @@ def test_attention_of_empty_arrays(isa, rng, shape):
         assert grad.shape == x.shape and not grad.any()
 
 
+def test_attention_of_no_channels_costs_nothing_however_many_heads_or_keys(isa):
+    q, k = np.empty((1, 2**58, 1, 0), "f4"), np.empty((1, 1, 5, 0), "f4")
+    assert ck.attention(q, k, k).shape == q.shape
+    q, k = np.empty((1, 0, 5, 0), "f4"), np.empty((1, 2**29, 2**29, 0), "f4")
+    assert ck.attention_backward(q, ck.attention_forward(q, k, k)[1]).k.shape == k.shape
+
+
+def test_attention_backward_without_memory_adds_nothing_to_sinks(rng):
+    q, k, v = inputs(rng, 1, 4, 2, 9, 11, 8)
+    _, ctx = ck.attention_forward(q, k, v, sinks=normal(rng, 4))
+    held = ck.attention_backward(q, ctx)
+    before = held.sinks.copy()
+    for n in 1, 2, 3:  # the parts of sinks, scratch of either pass
+        ck._ck.fail_allocation(n)
+        with pytest.raises(MemoryError):
+            ck.attention_backward(q, ctx, out=held, accumulate=True)
+        assert held.sinks.tobytes() == before.tobytes()
+
+
 def test_attention_does_not_hold_all_scores():
     n = 8192
     q = np.ones((1, 1, n, 8), "f4")

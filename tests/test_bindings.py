@@ -97,6 +97,22 @@ def test_axes_without_end():
         ck.add(twisted, twisted)
 
 
+def test_an_output_of_more_axes_than_numpy_has_is_refused():
+    with pytest.raises(ValueError, match=r"embedding\(\): 'out' .*axes"):
+        ck.embedding(np.zeros((1,) * 64, np.int64), np.ones((2, 3), np.float32))
+
+
+def test_in_place_of_a_vector_is_an_overlap():
+    x, w = np.ones(16, np.float32), np.full(16, 3, np.float32)
+    with pytest.raises(ValueError, match=r"add_rms_norm\(\): 'h' is written and overlaps 'weight'"):
+        ck.add_rms_norm(x, x.copy(), w, out=(None, w))
+    with pytest.raises(ValueError, match=r"rms_norm\(\): 'out' is written and overlaps 'weight'"):
+        ck.rms_norm(x, w, out=w)
+    with pytest.raises(ValueError, match=r"softmax\(\): 'out' is written and overlaps 'mask'"):
+        ck.softmax(x, mask=w, out=w)
+    assert (w == 3).all()
+
+
 def test_interleaved_halves_do_not_overlap():
     both = np.concatenate([X, X])
     even, odd = both[::2], both[1::2]

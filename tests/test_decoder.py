@@ -165,6 +165,62 @@ def test_small_and_empty_sequences(isa, rng, B, T):
         assert all(not grads[n].any() for n in NAMES)
 
 
+def refused(layer, x, cache, lengths, counts=None, scale=0.25, rows=8):
+    """The error of a decode by ``_ck`` itself; asserts that storage and buffers are as they were."""
+    C, F, H, G, D = CONFIGS["gqa"]
+    cos, sin = (part[:rows] for part in layer.table(rows))
+    ln1 = np.full(x.shape, 7, "f4")
+    with pytest.raises((IndexError, ValueError)) as caught:
+        ck._ck.decoder_fwd(None, cache.raw["k"], cache.raw["v"], None, ln1, *[None] * 18, x, *layer._weights(), cos, sin,
+                           None, np.array(lengths), counts, 1e-5, scale)
+    assert (ln1 == 7).all() and (cache.raw["k"] == 7).all() and (cache.raw["v"] == 7).all()
+    return str(caught.value)
+
+
+def test_a_refused_decode_writes_nothing(rng):
+    _, _, layer = make(rng, "gqa")
+    cache, x = ck.KVCache(2, 16, 9, batch=2), np.zeros((2, 3, 48), "f4")
+    cache.raw["k"][...] = cache.raw["v"][...] = 7
+    assert "'scale' must be finite" in refused(layer, x, cache, [0, 0], scale=np.nan)
+    assert "item 1 holds -1 tokens of 9" in refused(layer, x, cache, [0, -1])
+    assert "item 0 holds 7 tokens of 9: 3 more do not fit" in refused(layer, x, cache, [7, 0])
+    assert "'counts' holds 4 for item 1, which brings 3" in refused(layer, x, cache, [0, 0], np.array([1, 4]))
+    assert "'positions' holds 8, and the table has 8 rows" in refused(layer, x, cache, [0, 6])
+
+
+def test_padding_needs_no_row_of_the_table(rng):
+    _, _, layer = make(rng, "gqa")
+    cache, x = ck.KVCache(2, 16, 9, batch=2), rng.standard_normal((2, 5, 48)).astype("f4")
+    cos, sin = (part[:3] for part in layer.table(3))
+    y = ck._ck.decoder_fwd(None, cache.raw["k"], cache.raw["v"], *[None] * 20, x, *layer._weights(), cos, sin, None,
+                           np.zeros(2, np.int64), np.array([3, 0]), 1e-5, 0.25)[0]
+    assert y[0, :3].tobytes() == layer.forward(x[:1, :3])[0].tobytes()
+
+
+def test_a_refused_backward_adds_nothing(rng, monkeypatch):
+    config, params, layer = make(rng, "gqa")
+    x = sequence(rng, config)
+    _, ctx = layer.forward(x, np.arange(17))
+    held = {name: np.full_like(a, 7) for name, a in params.items()}
+    table = tuple(part[:16] for part in layer.table(17))
+    monkeypatch.setattr(type(layer), "_angles", lambda *unused: table)
+    with pytest.raises(IndexError, match=r"backward\(\): 'positions' holds 16, and the table has 16 rows"):
+        layer.backward(x, ctx, accumulate_into=held)
+    assert all((a == 7).all() for a in held.values())
+
+
+def test_sizes_that_no_element_bounds_do_not_crash():
+    H, D = 2**15, 2**45  # C = 0: four tokens of these heads are 2^64 bytes
+
+    def empty(*shape):
+        return np.empty(shape, "f4")
+
+    with pytest.raises(MemoryError, match=r"forward\(\): no memory for its workspace"):
+        ck._ck.decoder_fwd(None, None, None, *[None] * 20, empty(4, 1, 0), empty(0), empty(H, D, 0), empty(H, D, 0),
+                           empty(H, D, 0), empty(0, H, D), empty(0), empty(3, 0), empty(3, 0), empty(0, 3),
+                           empty(1, 0), empty(1, 0), None, None, None, 1e-5, 1.0)
+
+
 def test_refusals_name_what_does_not_fit(rng):
     config, params, layer = make(rng, "gqa")
     with pytest.raises(ValueError, match=r"DecoderLayer\(\): 'params' misses mlp.up_proj.weight"):

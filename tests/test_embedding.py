@@ -149,6 +149,14 @@ def test_embedding_takes_strided_views(isa, rng, dtype):
     np.testing.assert_array_equal(ck.embedding(ids.T, w), row.transpose(1, 0, 2))
 
 
+def test_embedding_of_no_columns_costs_nothing_however_many_rows():
+    w = np.empty((2**61 - 1, 0), "f4")
+    y, ctx = ck.embedding_forward(np.array([7, 0]), w)
+    assert y.shape == (2, 0) and ck.embedding_backward(y, ctx).weight.shape == w.shape
+    with pytest.raises(IndexError, match="'ids' holds -1"):
+        ck.embedding(np.array([-1]), w)
+
+
 def test_embedding_takes_tensors(rng):
     ids, w = inputs(rng, 9, 5, 8)
     np.testing.assert_array_equal(ck.embedding(torch.tensor(ids), torch.tensor(w)), ck.embedding(ids, w))

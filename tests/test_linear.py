@@ -360,6 +360,8 @@ SQUARE = np.ones((8, 8), "f4")
      lambda: ck.linear_backward(Y, ck.linear_forward(X, W)[1], out=Gradients(weight=np.ones((3, 7), "f4")))),
     (ValueError, r"linear_backward\(\): 'out.x' is written and overlaps 'x'",
      lambda: ck.linear_backward(Y, ck.linear_forward(X, W)[1], out=Gradients(x=X))),
+    (ValueError, r"linear\(\): 'packed' \[0, 8, 16\] is not a weight of 3 rows",
+     lambda: ck._ck.linear_fwd(None, None, X, None, np.empty((0, 8, 16), "f4"), B, None, 0)),
     (TypeError, r"pack\(\): 'weight' must be an array, not <class 'list'>", lambda: ck.pack([[1.0]])),
     (TypeError, r"pack\(\): 'weight' must be float32, not float64", lambda: ck.pack(W.astype("f8"))),
     (ValueError, r"pack\(\): 'weight' of shape \(3,\) does not fit \[N, K\]", lambda: ck.pack(B)),

@@ -294,6 +294,13 @@ def test_rope_table_bits_do_not_depend_on_isa_threads_or_rows():
     assert [a.tobytes() for a in one] == [a[2345].tobytes() for a in whole]
 
 
+def test_rope_table_takes_strided_positions(isa):
+    positions = np.arange(40)
+    for view in positions[::2], positions[::-3], positions.reshape(8, 5).T[1], positions.astype("i4")[5::7]:
+        expected = ck.rope_table(view.copy(), 12)
+        assert [a.tobytes() for a in ck.rope_table(view, 12)] == [a.tobytes() for a in expected]
+
+
 X, COS = np.ones((2, 3, 8), "f4"), np.ones((3, 4), "f4")
 SIN = COS.copy()
 READ_ONLY = np.ones((2, 3, 8), "f4")

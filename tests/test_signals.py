@@ -40,6 +40,32 @@ os._exit(0)
 """
 )
 
+CAPTURED = (
+    START
+    + """
+from ckernels import _ck
+ck.use(ck.isas()[0])
+ck.set_num_threads(1)
+H, T, D = 64, 512, 256             # seconds of scores, which are computed in double
+def of(*shape):
+    return np.zeros(shape, np.float32)
+weights = of(1), of(H, D, 1), of(1, D, 1), of(1, D, 1), of(1, H, D), of(1), of(1, 1), of(1, 1), of(1, 1)
+scores = np.full((1, H, T, T), np.nan, np.float32)
+def when_begun():
+    while np.isnan(scores[0, 0, 0, 0]):
+        time.sleep(0.005)
+    later(0, signal.SIGINT)
+threading.Thread(target=when_begun).start()
+try:
+    _ck.decoder_fwd(None, None, None, *[None] * 7, scores, *[None] * 12, of(1, T, 1), *weights, of(T, 1), of(T, 1),
+                    None, None, None, 1e-5, 1.0)
+    print("finished", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", time.monotonic() - sent[0] < 1, bool(np.isnan(scores).any()), flush=True)
+os._exit(0)
+"""
+)
+
 HANDLED = (
     START
     + """
@@ -105,6 +131,10 @@ def run(code, *args):
 @pytest.mark.parametrize("args", [("1", "alone"), ("2", "alone"), ("2", "beside")], ids="-".join)
 def test_ctrl_c_interrupts_within_a_second(args):
     assert run(INTERRUPTED, *args) == ["interrupted", "True", "True"]
+
+
+def test_ctrl_c_interrupts_the_capture_of_scores():
+    assert run(CAPTURED) == ["interrupted", "True", "True"]
 
 
 def test_a_handler_may_call_ops_and_change_threads_while_an_op_works():

@@ -1,4 +1,4 @@
-/* Which memory arguments share: an output overlaps nothing, save an OVER the whole of an input. */
+/* Which memory arguments share: an output overlaps nothing, save an OVER the whole of an IN. */
 #include "bindings/call.h"
 
 #include <stdio.h>
@@ -96,7 +96,7 @@ share(PyArrayObject *x, PyArrayObject *y)
     return yes;
 }
 
-/* No array that is written may share memory with another, save an OVER with the whole of an input. */
+/* No array that is written may share memory with another, save an OVER with the whole of an IN. */
 int
 ck_refuse_overlap(const ck_call *call)
 {
@@ -107,7 +107,7 @@ ck_refuse_overlap(const ck_call *call)
             const ck_param *p = &op->params[i], *q = &op->params[j];
             if (i == j || y == NULL || (ck_is_written(q) && j < i))
                 continue;
-            if (p->kind == CK_OVER && !ck_is_written(q) && same_whole(x, y))
+            if (p->kind == CK_OVER && (q->kind == CK_IN || q->kind == CK_OPT_IN) && same_whole(x, y))
                 continue;
             const int shared = share(x, y);
             if (shared < 0)

@@ -196,12 +196,12 @@ ck_take_mask(ck_call *call, int i, PyArrayObject *array, ck_array *field)
     return 0;
 }
 
-/* The leading axes and their strides; for a shape with a star, as few as describe the same rows. */
+/* The leading axes and their strides, or the only axis; for a shape with a star, as few as describe the same rows. */
 int
 ck_take_axes(const ck_call *call, int i, PyArrayObject *array, ck_array *field)
 {
     const ck_shape *shape = &call->op->shapes[i];
-    const bool merge = shape->star >= 0, all = merge && shape->n == 1;
+    const bool merge = shape->star >= 0, all = shape->n == 1;
     const int n = all ? PyArray_NDIM(array) : PyArray_NDIM(array) - 1;
     size_t kept = 0;
 
@@ -248,6 +248,9 @@ ck_expected_shape(const ck_call *call, int i, npy_intp *dims)
             return ck_refuse_param(PyExc_TypeError, call->op, &call->op->params[i], "has a shape that no argument gives");
         if (axis->star) {
             const int count = n_leading(call, call->star_of[letter]);
+            if (n + count + shape->n - j - 1 > NPY_MAXDIMS)
+                return ck_refuse_param(PyExc_ValueError, call->op, &call->op->params[i],
+                                       "would have more axes than NumPy has");
             memcpy(dims + n, leading(call, call->star_of[letter]), (size_t)count * sizeof *dims);
             n += count;
         }

@@ -88,7 +88,7 @@ CK_KERNEL(rope_table)
     for (size_t k = 0; k < a->K; k++) {
         const double frequency = pow(a->base, -2.0 * (double)k / (double)(2 * a->K));
         for (size_t t = task.begin; t < task.end; t++) {
-            const double angle = (double)ck_position(&a->positions, 0, t) * frequency;
+            const double angle = (double)ck_id(&a->positions, t) * frequency;
             a->cos[t * a->K + k] = (float)cos(angle);
             a->sin[t * a->K + k] = (float)sin(angle);
         }

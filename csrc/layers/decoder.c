@@ -4,6 +4,8 @@
 #include "ops/ops.h"
 #include "runtime/run.h"
 
+#include <math.h>
+
 enum { WIDTH = sizeof(float) };
 
 /* Each step of a layer; the first that fails ends it. */
@@ -44,30 +46,48 @@ project(const ck_kernels *k, ck_array y, const float *x, const float *weight, si
                                                     .weight = ck_rows(weight, N, K, WIDTH), .R = R, .K = K, .N = N});
 }
 
-/* The heads of every token turned to where the token stands. */
+/* How the heads of every token are turned to where the token stands. */
+static struct ck_rope_fwd
+turn(const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
+{
+    return (struct ck_rope_fwd){
+        .cos = ck_rows(at->cos, at->P, at->K, WIDTH), .sin = ck_rows(at->sin, at->P, at->K, WIDTH),
+        .positions = places(at, B, T), .N = B * H, .T = T, .D = D, .S = at->P, .K = at->K, .P = B};
+}
+
 static ck_status
 rotate(const ck_kernels *k, float *y, const float *x, const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
 {
-    return ck_rope_fwd(k, &(struct ck_rope_fwd){
-        .y = ck_heads(y, B, T, H, D, WIDTH), .x = ck_heads(x, B, T, H, D, WIDTH), .cos = ck_rows(at->cos, at->P, at->K, WIDTH),
-        .sin = ck_rows(at->sin, at->P, at->K, WIDTH), .positions = places(at, B, T),
-        .N = B * H, .T = T, .D = D, .S = at->P, .K = at->K, .P = B});
+    struct ck_rope_fwd a = turn(at, B, T, H, D);
+    a.y = ck_heads(y, B, T, H, D, WIDTH), a.x = ck_heads(x, B, T, H, D, WIDTH);
+    return ck_rope_fwd(k, &a);
 }
 
 /* And turned back. */
 static ck_status
 rotate_back(const ck_kernels *k, float *dx, const float *dy, const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
 {
+    const struct ck_rope_fwd a = turn(at, B, T, H, D);
     return ck_rope_bwd(k, &(struct ck_rope_bwd){
-        .dx = ck_heads(dx, B, T, H, D, WIDTH), .dy = ck_heads(dy, B, T, H, D, WIDTH),
-        .cos = ck_rows(at->cos, at->P, at->K, WIDTH), .sin = ck_rows(at->sin, at->P, at->K, WIDTH),
-        .positions = places(at, B, T), .N = B * H, .T = T, .D = D, .S = at->P, .K = at->K, .P = B});
+        .dx = ck_heads(dx, B, T, H, D, WIDTH), .dy = ck_heads(dy, B, T, H, D, WIDTH), .cos = a.cos, .sin = a.sin,
+        .positions = a.positions, .N = a.N, .T = T, .D = D, .S = a.S, .K = a.K, .P = B});
 }
 
 static ck_status
 add(const ck_kernels *k, ck_array out, ck_array x, ck_array y, size_t R, size_t C)
 {
     return ck_add_fwd(k, &(struct ck_add_fwd){.out = out, .x = x, .y = y, .alpha = 1.0, .R = R, .C = C});
+}
+
+/* What attention would refuse, before any op writes: keys are appended and gradients added to on the way. */
+static ck_status
+refuse_heads(size_t H, size_t G, double scale)
+{
+    if (G == 0 ? H != 0 : H % G != 0)
+        return ck_refuse(CK_BAD_VALUE, "%zu heads are not a multiple of %zu kv heads", H, G);
+    if (!isfinite(scale))
+        return ck_refuse(CK_BAD_VALUE, "'scale' must be finite, not %g", scale);
+    return CK_OK;
 }
 
 /* ---- forward ---- */
@@ -78,9 +98,9 @@ place(const struct ck_decoder_fwd *a, int64_t *positions, int64_t *after)
 {
     for (size_t b = 0; b < a->B; b++) {
         after[b] = a->lengths[b] + (a->counts != NULL ? a->counts[b] : (int64_t)a->T);
-        for (size_t t = 0; t < a->T; t++) { /* the padding behind the real tokens stands with the last */
+        for (size_t t = 0; t < a->T; t++) { /* the padding behind the real tokens stands with the last, or at 0 */
             const int64_t position = a->lengths[b] + (int64_t)t;
-            positions[b * a->T + t] = position < after[b] || after[b] == 0 ? position : after[b] - 1;
+            positions[b * a->T + t] = position < after[b] ? position : after[b] > 0 ? after[b] - 1 : 0;
         }
     }
 }
@@ -103,17 +123,16 @@ attend(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t *after
 }
 
 static ck_status
-attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t *positions, const int64_t *after)
+attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_angles *at, const int64_t *after)
 {
     const size_t B = a->B, T = a->T, R = B * T, C = a->C, H = a->H, G = a->G, D = a->D;
-    const ck_angles at = {a->cos, a->sin, a->P, a->K, positions};
 
     TRY(norm(k, ck_merged(a->x), a->ln1_weight, a->eps, a->ln1, a->rstd1, R, C));
     TRY(project(k, ck_rows(a->q, R, H * D, WIDTH), a->ln1, a->q_weight, R, C, H * D));
     TRY(project(k, ck_rows(a->k, R, G * D, WIDTH), a->ln1, a->k_weight, R, C, G * D));
     TRY(project(k, ck_rows(a->v, R, G * D, WIDTH), a->ln1, a->v_weight, R, C, G * D));
-    TRY(rotate(k, a->q_rope, a->q, &at, B, T, H, D));
-    TRY(rotate(k, a->k_rope, a->k, &at, B, T, G, D));
+    TRY(rotate(k, a->q_rope, a->q, at, B, T, H, D));
+    TRY(rotate(k, a->k_rope, a->k, at, B, T, G, D));
     if (after != NULL)
         TRY(ck_kv_cache_append(k, &(struct ck_kv_cache_append){
             .keys = a->keys, .values = a->values, .k = ck_heads(a->k_rope, B, T, G, D, WIDTH),
@@ -144,6 +163,14 @@ mlp_block(const ck_kernels *k, const struct ck_decoder_fwd *a)
     return add(k, y, ck_rows(a->residual1, R, C, WIDTH), down, R, C);
 }
 
+/* Whether R rows of n floats can be there at all: without an element, sizes are bounded by nothing. */
+static bool
+may_exist(size_t R, size_t n)
+{
+    size_t elements;
+    return !__builtin_mul_overflow(R, n, &elements) && elements < (size_t)1 << 48;
+}
+
 static ck_status
 forward(const ck_kernels *k, struct ck_decoder_fwd *a)
 {
@@ -161,6 +188,9 @@ forward(const ck_kernels *k, struct ck_decoder_fwd *a)
     void *block;
     size_t size;
 
+    if (!may_exist(R, C) || !may_exist(R, a->H * a->D) || !may_exist(R, a->G * a->D) || !may_exist(R, a->H)
+        || !may_exist(R, a->F))
+        return CK_NO_MEMORY;
     ck_status status = ck_carve(buffers, sizeof buffers / sizeof *buffers, &block, &size);
     if (status != CK_OK)
         return status;
@@ -169,7 +199,11 @@ forward(const ck_kernels *k, struct ck_decoder_fwd *a)
     if (a->proj == NULL) a->proj = a->residual1;
     if (cached)
         place(a, placed, after);
-    status = attention_block(k, a, cached ? placed : a->positions, cached ? after : NULL);
+    const ck_angles at = {a->cos, a->sin, a->P, a->K, cached ? placed : a->positions};
+    const struct ck_rope_fwd rope = turn(&at, a->B, a->T, a->H, a->D);
+    status = ck_refuse_rope(&rope);
+    if (status == CK_OK)
+        status = attention_block(k, a, &at, cached ? after : NULL);
     if (status == CK_OK)
         status = mlp_block(k, a);
     ck_give(block, size);
@@ -180,15 +214,14 @@ static ck_status
 refuse_forward(const struct ck_decoder_fwd *a)
 {
     const bool cached = a->lengths != NULL;
-    if (a->G == 0 ? a->H != 0 : a->H % a->G != 0)
-        return ck_refuse(CK_BAD_VALUE, "%zu heads are not a multiple of %zu kv heads", a->H, a->G);
+    TRY(refuse_heads(a->H, a->G, a->scale));
     if (cached != (a->keys.data != NULL) || cached != (a->values.data != NULL))
         return ck_refuse(CK_BAD_VALUE, "'keys', 'values' and 'lengths' make a cache together");
     if (cached && (a->positions != NULL || a->scores != NULL || a->probs != NULL))
         return ck_refuse(CK_BAD_VALUE, "with a cache, positions follow from its lengths, and scores are not captured");
     if (!cached && a->counts != NULL)
         return ck_refuse(CK_BAD_VALUE, "'counts' needs a cache");
-    return CK_OK;
+    return cached ? ck_refuse_lengths(a->lengths, a->counts, a->B, a->T, a->S) : CK_OK;
 }
 
 CK_RUN(decoder_fwd)
@@ -314,5 +347,9 @@ backward(const ck_kernels *k, struct ck_decoder_bwd *a)
 CK_RUN(decoder_bwd)
 {
     struct ck_decoder_bwd own = *a;
+    const ck_angles at = {a->cos, a->sin, a->P, a->K, a->positions};
+    const struct ck_rope_fwd rope = turn(&at, a->B, a->T, a->H, a->D);
+    TRY(refuse_heads(a->H, a->G, a->scale));
+    TRY(ck_refuse_rope(&rope));
     return backward(k, &own);
 }

@@ -25,6 +25,9 @@
  * never exist otherwise: they are computed for the capture alone, in double, from q_rope and k_rope; a key that the
  * mask hides has its score there, and probability 0.
  *
+ * Refused before anything is written: heads that do not divide, a scale that is not finite, what rope refuses of its
+ * table and positions, lengths and counts that the cache has no room for.  Backward refuses the same.
+ *
  * Heads are contiguous in tokens ([B,T,H,D]), which is how projections write them and attention reads them: nothing
  * is transposed.  Every weight is [out, in], as in PyTorch.
  */

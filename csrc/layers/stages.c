@@ -1,6 +1,6 @@
 #include "layers/stages.h"
 
-#include "runtime/arena.h"
+#include "runtime/run.h"
 
 #include <math.h>
 
@@ -94,16 +94,19 @@ capture_row(const ck_attention_stages *a, size_t b, size_t h, size_t t, double *
         a->d_scores[row + s] = (float)(score[s] * (slope[s] - mean));
 }
 
+/* A task: rows of [B,H,T]; its thread's scratch holds two of T doubles. */
+static void
+capture_rows(const void *args, ck_task task)
+{
+    const ck_attention_stages *a = args;
+    double *rows = task.scratch;
+    for (size_t i = task.begin; i < task.end; i++)
+        capture_row(a, i / a->T / a->H, i / a->T % a->H, i % a->T, rows, rows + a->T);
+}
+
 ck_status
 ck_capture_attention(const ck_attention_stages *a)
 {
-    const size_t size = 2 * a->T * sizeof(double);
-    double *rows = ck_take(size);
-    if (rows == NULL)
-        return CK_NO_MEMORY;
-    for (size_t i = 0; i < a->B * a->H; i++)
-        for (size_t t = 0; t < a->T; t++)
-            capture_row(a, i / a->H, i % a->H, t, rows, rows + a->T);
-    ck_give(rows, size);
-    return CK_OK;
+    return ck_run(&(ck_job){.kernel = capture_rows, .args = a, .n = a->B * a->H * a->T, .grain = ck_grain(a->T * a->D),
+                            .scratch_each = 2 * a->T * sizeof(double)});
 }

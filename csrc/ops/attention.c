@@ -47,7 +47,7 @@ refuse_options(size_t H, size_t G, int64_t left, int64_t right, double scale, do
 CK_RUN(attention_fwd)
 {
     REFUSE(a);
-    if (a->H == 0)
+    if (a->H == 0 || (a->D == 0 && a->max == NULL && a->sum == NULL && a->lse == NULL)) /* then heads may be any number */
         return CK_OK;
     const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T);
     return ck_run(&(ck_job){.kernel = CK_FAST(attention_fwd), .args = a, .grain = 1,
@@ -68,28 +68,44 @@ sum_sinks(const struct ck_attention_bwd *a, const float *parts, size_t blocks, s
     }
 }
 
-/* Two passes, so that no task adds to what another writes: dq (and dsinks) by queries, dk and dv by keys. */
+/* dq, and the parts of dsinks: by queries. */
+static ck_status
+run_queries(const ck_kernels *k, const struct ck_attention_bwd *a, float *parts, size_t blocks, size_t heads)
+{
+    return ck_run(&(ck_job){.kernel = CK_FAST(attention_bwd), .args = a, .n = a->B * a->G * blocks, .grain = 1,
+                            .work = parts, .work_each = heads * sizeof(float),
+                            .scratch_each = ck_attention_scratch(heads * ck_attention_queries(heads, a->T), a->D)});
+}
+
+/* dk and dv: by keys. */
+static ck_status
+run_keys(const ck_kernels *k, const struct ck_attention_bwd *a)
+{
+    if (a->D == 0)
+        return CK_OK;
+    return ck_run(&(ck_job){.kernel = CK_FAST(attention_bwd_keys), .args = a, .grain = 1,
+                            .n = a->B * a->G * ck_blocks(a->S, CK_ATTENTION_KEY_BLOCK),
+                            .scratch_each = ck_attention_scratch(CK_ATTENTION_KEY_BLOCK, a->D)});
+}
+
+/* Two passes, so that no task adds to what another writes.  dsinks may accumulate: it comes when all has gone well. */
 CK_RUN(attention_bwd)
 {
     REFUSE(a);
     if (a->dsinks != NULL && a->sinks == NULL)
         return ck_refuse(CK_BAD_VALUE, "'out.sinks' is given, but no 'sinks'");
     const size_t heads = a->G != 0 ? a->H / a->G : 0, queries = ck_attention_queries(heads, a->T);
-    const size_t blocks = a->H != 0 && a->T != 0 ? ck_blocks(a->T, queries) : 0, tasks = a->B * a->G * blocks;
-    const size_t size = a->dsinks != NULL ? tasks * heads * sizeof(float) : 0;
+    const size_t blocks = a->H != 0 && a->T != 0 ? ck_blocks(a->T, queries) : 0;
+    const size_t size = a->dsinks != NULL ? a->B * a->G * blocks * heads * sizeof(float) : 0;
     float *parts = NULL; /* [B,G,blocks,heads] */
     if (size != 0 && (parts = ck_take(size)) == NULL)
         return CK_NO_MEMORY;
 
-    ck_status status = ck_run(&(ck_job){.kernel = CK_FAST(attention_bwd), .args = a, .n = tasks, .grain = 1,
-                                        .work = parts, .work_each = heads * sizeof(float),
-                                        .scratch_each = ck_attention_scratch(heads * queries, a->D)});
+    ck_status status = run_queries(k, a, parts, blocks, heads);
+    if (status == CK_OK)
+        status = run_keys(k, a);
     if (status == CK_OK && a->dsinks != NULL)
         sum_sinks(a, parts, blocks, heads);
     ck_give(parts, size);
-    if (status != CK_OK)
-        return status;
-    return ck_run(&(ck_job){.kernel = CK_FAST(attention_bwd_keys), .args = a, .grain = 1,
-                            .n = a->B * a->G * ck_blocks(a->S, CK_ATTENTION_KEY_BLOCK),
-                            .scratch_each = ck_attention_scratch(CK_ATTENTION_KEY_BLOCK, a->D)});
+    return status;
 }

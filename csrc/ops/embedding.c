@@ -40,7 +40,7 @@ sort_rows(const ck_array *ids, size_t R, size_t V, size_t *row, size_t *end)
 CK_RUN(embedding_bwd)
 {
     ck_status status = check_ids(&a->ids, a->R, a->V);
-    if (status != CK_OK)
+    if (status != CK_OK || a->C == 0) /* without columns, V may be any number */
         return status;
 
     const size_t size = (a->R + a->V) * sizeof(size_t);

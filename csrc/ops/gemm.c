@@ -25,8 +25,9 @@ CK_RUN(gemm)
     struct ck_gemm cuts = *a;
     if (a->B == 0 || a->M == 0 || a->N == 0)
         return CK_OK;
-    if (a->K != 0 && ck_blas_chosen() != NULL && strcmp(k->isa, "reference") != 0)
-        return ck_gemm_blas(k, a);
+    ck_sgemm *const sgemm = ck_blas_chosen(); /* once: another thread may choose anew meanwhile */
+    if (a->K != 0 && sgemm != NULL && strcmp(k->isa, "reference") != 0)
+        return ck_gemm_blas(k, a, sgemm);
     cut(&cuts);
 
     const size_t tasks = a->B * ck_blocks(a->M, cuts.rows) * ck_blocks(a->N, cuts.columns);

@@ -1,6 +1,7 @@
 #ifndef CK_GEMM_H
 #define CK_GEMM_H
 #include "ops/op.h"
+#include "runtime/blas.h"
 /*
  * gemm -- the matrix product that linear and matmul are made of
  *
@@ -47,8 +48,8 @@
     _(FLAG,    int,    thin,        "")
 CK_DECLARE(gemm) /* fills in rows, columns and thin itself */
 
-/* The same by OpenBLAS, which must be chosen. */
-ck_status ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a);
+/* The same by OpenBLAS: by its product. */
+ck_status ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a, ck_sgemm *sgemm);
 
 typedef enum { CK_NO_ACTIVATION, CK_RELU, CK_SILU, CK_ACTIVATIONS } ck_activation;
 

@@ -90,9 +90,9 @@ blas_task(const void *args, ck_task task)
 }
 
 ck_status
-ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a)
+ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a, ck_sgemm *sgemm)
 {
-    blas_job job = {k, *a, ck_blas_chosen()};
+    blas_job job = {k, *a, sgemm};
     struct ck_gemm *cuts = &job.gemm;
 
     if (a->K > INT_MAX)

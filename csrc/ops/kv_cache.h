@@ -23,4 +23,7 @@
     _(SIZE,    size_t,  S,       "")              \
     _(SIZE,    size_t,  D,       "")
 CK_DECLARE(kv_cache_append)
+
+/* What append refuses, for a layer to ask before it begins. */
+ck_status ck_refuse_lengths(const int64_t *lengths, const int64_t *counts, size_t B, size_t T, size_t S);
 #endif

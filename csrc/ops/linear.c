@@ -9,17 +9,13 @@ fits(size_t P, size_t L, size_t N)
     return P == ck_blocks(N, CK_PANEL) && L == CK_PANEL;
 }
 
-/* y may be residual, and nothing else; the border lets it be any input of its shape. */
+/* y may be residual, and nothing else; the border lets it be any IN of its shape. */
 static const char *
 overlapped(const struct ck_linear_fwd *a)
 {
-    const void *y = a->y.data;
-    return a->R == 0 || a->N == 0                           ? NULL
-           : a->K != 0 && y == a->x.data                    ? "x"
-           : a->K != 0 && y == a->weight.data               ? "weight"
-           : a->K != 0 && y == a->packed                    ? "packed"
-           : y == a->bias                                   ? "bias"
-                                                            : NULL;
+    if (a->R == 0 || a->N == 0 || a->K == 0)
+        return NULL;
+    return a->y.data == a->x.data ? "x" : a->y.data == a->weight.data ? "weight" : NULL;
 }
 
 CK_RUN(linear_fwd)
@@ -29,7 +25,7 @@ CK_RUN(linear_fwd)
         return ck_refuse(CK_BAD_VALUE, "'out' is written and overlaps '%s'", with);
     if (a->weight.data == NULL && a->packed == NULL)
         return ck_refuse(CK_BAD_TYPE, "'weight' must be an array or a packed weight, not None");
-    if (a->packed != NULL && a->P != 0 && !fits(a->P, a->L, a->N))
+    if (a->packed != NULL && !fits(a->P, a->L, a->N))
         return ck_refuse(CK_BAD_VALUE, "'packed' [%zu, %zu, %zu] is not a weight of %zu rows", a->P, a->K, a->L, a->N);
     if (a->activation < 0 || a->activation >= CK_ACTIVATIONS)
         return ck_refuse(CK_BAD_VALUE, "'activation' is no number of an activation: %lld", (long long)a->activation);

@@ -33,7 +33,7 @@
     _(SIZE,    size_t,  K,          "")            \
     _(SIZE,    size_t,  P,          "")            \
     _(SIZE,    size_t,  L,          "")
-CK_DECLARE(linear_fwd) /* C callers: P and L may stay 0 */
+CK_DECLARE(linear_fwd)
 
 #define CK_ARGS_linear_bwd(_)                      \
     _(OPT_OUT,  elem,    dx,         "R* K")       \

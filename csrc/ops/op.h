@@ -46,11 +46,11 @@ typedef int64_t ids; /* or int32_t: ck_array.width tells */
 
 enum { CK_MAX_AXES = 8 };
 
-/* An array whose last axis is contiguous, unless it is the last of a shape like "R*".  NULL data: absent. */
+/* An array whose last axis is contiguous, unless its shape is one letter, "R*" or "T".  NULL data: absent. */
 typedef struct {
     void *data;
     size_t width;                    /* bytes of an element */
-    size_t n;                        /* leading axes: all but the last, or all of "R*" */
+    size_t n;                        /* leading axes: all but the last, or all of "R*" or "T" */
     size_t size[CK_MAX_AXES];
     ptrdiff_t stride[CK_MAX_AXES];   /* bytes */
 } ck_array;

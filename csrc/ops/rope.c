@@ -5,8 +5,8 @@
 
 #include <math.h>
 
-static ck_status
-check(const struct ck_rope_fwd *a)
+ck_status
+ck_refuse_rope(const struct ck_rope_fwd *a)
 {
     if (2 * a->K > a->D)
         return ck_refuse(CK_BAD_VALUE, "'cos' has K=%zu pairs, and there are only D=%zu channels to rotate", a->K, a->D);
@@ -32,7 +32,7 @@ static ck_status
 run(const struct ck_rope_fwd *a, ck_kernel *kernel, const void *args)
 {
     const size_t tokens = a->T < CK_ROPE_T ? a->T : CK_ROPE_T;
-    const ck_status status = check(a);
+    const ck_status status = ck_refuse_rope(a);
     return status != CK_OK ? status : ck_tasks(ck_blocks(a->T, CK_ROPE_T) * a->N, ck_grain(tokens * a->D), kernel, args);
 }
 

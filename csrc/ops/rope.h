@@ -36,6 +36,9 @@
     _(SIZE,   size_t, P,           "")
 CK_DECLARE(rope_fwd)
 
+/* What forward and backward refuse, for a layer to ask before it begins; y and x are not looked at. */
+ck_status ck_refuse_rope(const struct ck_rope_fwd *a);
+
 #define CK_ARGS_rope_bwd(_)                       \
     _(OVER,   elem,   dx,          "N* T D")      \
     _(IN,     elem,   dy,          "N* T D")      \
