@@ -200,6 +200,7 @@ def test_bad_numbers_in_the_environment_name_the_variable(name, text):
         ((1,) * 65, "f4", "'shape' has 65 axes"),
         (3, "S5", "'dtype' must be a number type"),
         (3, object, "'dtype' must be a number type"),
+        (3, "no such type", "'dtype' must be a number type, not 'no such type'"),
         (3, ">f4", "native byte order"),
         (3, "M8[s]", "'dtype' must be a number type"),
         (3, [("a", "f4")], "'dtype' must be a number type"),
@@ -208,6 +209,19 @@ def test_bad_numbers_in_the_environment_name_the_variable(name, text):
 def test_empty_refuses(shape, dtype, error):
     with pytest.raises((ValueError, TypeError), match=r"empty\(\): .*" + error):
         ck.empty(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "shape, kind, error",
+    [
+        ((2**40, 2**40), MemoryError, "no memory for 'shape'"),
+        (2**60, MemoryError, "no memory for 'shape'"),
+        (2**70, OverflowError, "'shape' holds a size beyond 64 bits"),
+    ],
+)
+def test_empty_refuses_absurd_sizes(shape, kind, error):
+    with pytest.raises(kind, match=r"empty\(\): " + error):
+        ck.empty(shape)
 
 
 def test_empty_makes_any_number_type():

@@ -560,6 +560,11 @@ NAME = r"scaled_dot_product_attention\(\): "
     (ValueError, r"'q_offset' of shape \(3,\) does not fit \[B\], where B=2", (Q, K, K), {"q_offset": [1, 2, 3]}),
     (ValueError, "'q_offset' puts item 0 at position", (Q, K, K), {"q_offset": 2**61}),
     (OverflowError, "'q_offset' does not fit 64 bits", (Q, K, K), {"q_offset": 2**70}),
+    (ValueError, "'q_offset' must be an integer or integers", (Q, K, K), {"q_offset": [[1], [2, 3]]}),
+    (OverflowError, "'q_offset' does not fit 64 bits", (Q, K, K), {"q_offset": np.full(2, 2**63, "u8")}),
+    (TypeError, "'softcap' must be a number or None, not 'x'", (Q, K, K), {"softcap": "x"}),
+    (TypeError, "'is_causal' must be true or false", (Q, K, K), {"is_causal": zeros(2)}),
+    (TypeError, "'return_lse' must be true or false", (Q, K, K), {"return_lse": zeros(2)}),
     (ValueError, "'softcap' must be above 0", (Q, K, K), {"softcap": 0.0}),
     (ValueError, "'softcap' must be above 0", (Q, K, K), {"softcap": -2}),
     (ValueError, "'softcap' must be above 0", (Q, K, K), {"softcap": math.nan}),
@@ -581,7 +586,7 @@ def test_attention_backward_refuses():
         ck.attention_backward(zeros(2, 4, 3, 7), ctx)
     with pytest.raises(ValueError, match=name + r"'out.k' of shape \(2, 2, 4, 8\) does not fit"):
         ck.attention_backward(Q, ctx, out=(None, zeros(2, 2, 4, 8), None, None))
-    with pytest.raises(ValueError, match=name + "'out.sinks' is given, but no 'sinks'"):
+    with pytest.raises(ValueError, match=name + "'out.sinks' must be None, as forward had no 'sinks'"):
         ck.attention_backward(Q, ctx, out=(None, None, None, zeros(4)))
     _, ctx = ck.attention_forward(Q, K, K, return_lse=True)
     with pytest.raises(TypeError, match=name + r"'dy' must be \(dy, dlse\)"):

@@ -337,3 +337,14 @@ def test_generate_prints_text_as_it_comes(monkeypatch, tmp_path, capsys):
     assert (asked["max_new_tokens"], asked["temperature"], asked["top_k"], asked["seed"]) == (9, 0.0, 3, 4)
     assert cli.main(["generate", str(tmp_path / "some.gguf"), ""]) == 4
     assert cli.main(["generate", str(tmp_path), "a folder"]) == 4
+
+
+@pytest.mark.parametrize("level", ["ops", "layer", "forward", "train", "invariance", "kv"])
+def test_a_dtype_without_kernels_is_not_measured_and_no_pass(level, capsys):
+    assert cli.main(["parity", level, "--dtype", "bfloat16"]) == 3
+    assert "no kernels for bfloat16" in capsys.readouterr().out
+
+
+def test_an_unknown_dtype_is_wrong_usage(capsys):
+    assert cli.main(["parity", "ops", "--dtype", "float23"]) == 4
+    assert "no dtype is called 'float23'; there are float32, float16, bfloat16" in capsys.readouterr().err

@@ -235,6 +235,18 @@ def test_refusals_name_what_does_not_fit(rng):
         layer.forward(np.zeros((2, 5), "f4"))
     with pytest.raises(TypeError, match="'x' must be float32"):
         layer.forward(np.zeros((1, 2, 48)))
+    with pytest.raises(TypeError, match=r"forward\(\): 'x' must be a NumPy array"):
+        layer.forward(None)
+    with pytest.raises(MemoryError, match=r"forward\(\): no memory for the angles up to position 1152921504606846976"):
+        layer.forward(np.zeros((1, 2, 48), "f4"), np.array([0, 2**60]))
+    with pytest.raises(TypeError, match=r"DecoderLayer\(\): 'params' must be a dict"):
+        ck.nn.DecoderLayer(config, None)
+    with pytest.raises(TypeError, match=r"DecoderLayer\(\): 'config' must be a Config"):
+        ck.nn.DecoderLayer(None, params)
+    with pytest.raises(TypeError, match=r"decode\(\): 'cache' must be a KVCache"):
+        layer.decode(np.zeros((1, 1, 48), "f4"), None)
+    with pytest.raises(ValueError, match=r"decode\(\): 'cache' has 3 heads of 16 channels, the config 2 of 16"):
+        layer.decode(np.zeros((1, 1, 48), "f4"), ck.KVCache(3, 16, 3))
     with pytest.raises(IndexError, match="'positions' holds -1"):
         layer.forward(np.zeros((1, 2, 48), "f4"), np.array([0, -1]))
     cache = ck.KVCache(2, 16, 3)

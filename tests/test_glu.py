@@ -159,6 +159,11 @@ PAIR = ck.swiglu_forward(X, X.copy())[1]
 REFUSALS = [
     (TypeError, r"swiglu\(\): 'gate' must be float32, not float64", lambda: ck.swiglu(X.astype("f8"), X)),
     (TypeError, r"swiglu\(\): 'gate' must be a NumPy array", lambda: ck.swiglu([1.0, 2.0])),
+    (
+        TypeError,
+        r"swiglu\(\): 'gate' does not lend its memory: .*detach",
+        lambda: ck.swiglu(torch.ones(4, requires_grad=True)),
+    ),
     (TypeError, r"swiglu\(\): 'up' must be a NumPy array", lambda: ck.swiglu(X, [1.0])),
     (ValueError, r"swiglu\(\): 'up' of shape \(2, 7\) does not fit .*F=8", lambda: ck.swiglu(X, X[:, :7])),
     (ValueError, r"swiglu\(\): 'gate' of shape \(2, 7\) does not fit \[..., 2F\]", lambda: ck.swiglu(X[:, :7])),

@@ -128,7 +128,31 @@ def test_attend_refuses_more_queries_than_tokens(rng):
     (dict(dtype="float64"), ValueError, "'dtype' must be float32"),
     (dict(capacity=-1), ValueError, "'capacity' must not be negative"),
     (dict(batch=1.5), TypeError, "'batch' must be an integer"),
+    (dict(dtype="no such type"), ValueError, "'dtype' must be float32"),
+    (dict(capacity=2**60), MemoryError, r"KVCache\(\): no memory for keys and values of shape \(1, 1, "),
+    (dict(capacity=2**70), OverflowError, r"KVCache\(\): no memory for keys and values of shape \(1, 1, "),
 ])
 def test_refusals_name_the_argument(arguments, error, text):
     with pytest.raises(error, match=text):
         ck.KVCache(**(dict(kv_heads=1, head_dim=4, capacity=4) | arguments))
+
+
+@pytest.mark.parametrize("error, text, call", [
+    (ValueError, r"append\(\): 'k' of shape \(2, 4, 5\) does not fit \[B, G, n, D\], where B=2, G=3, D=5",
+     lambda cache, k: cache.append(k[0, :2], k)),
+    (ValueError, r"append\(\): 'v' of shape \(1, 3, 4, 5\) does not fit", lambda cache, k: cache.append(k, k[:1])),
+    (TypeError, r"append\(\): 'k' must be a NumPy array", lambda cache, k: cache.append(k.tolist(), k)),
+    (ValueError, r"append\(\): 'counts' is no array of integers", lambda cache, k: cache.append(k, k, [[1], [1, 2]])),
+    (ValueError, r"attend\(\): 'q' of shape \(1, 3, 4, 5\) does not fit \[B, H, T, D\], where B=2, D=5",
+     lambda cache, k: cache.attend(k[:1])),
+    (TypeError, r"attend\(\): 'q' must be a NumPy array", lambda cache, k: cache.attend(None)),
+    (ValueError, r"truncate\(\): 'length' of shape \(3,\) does not fit \[B\], where B=2",
+     lambda cache, k: cache.truncate([0, 0, 0])),
+    (IndexError, r"keys\(\): 'b' is 2, and there are 2 items", lambda cache, k: cache.keys(2)),
+    (TypeError, r"values\(\): 'b' must be an integer, not str", lambda cache, k: cache.values("a")),
+])
+def test_methods_refuse_by_name_and_change_nothing(error, text, call):
+    cache = ck.KVCache(3, 5, 8, batch=2)
+    with pytest.raises(error, match=r"^KVCache\." + text):
+        call(cache, np.ones((2, 3, 4, 5), "f4"))
+    assert cache.lengths.tolist() == [0, 0]

@@ -181,8 +181,6 @@ A, B = np.ones((2, 3, 4), "f4"), np.ones((2, 4, 5), "f4")
      lambda: ck.matmul_backward(A, ck.matmul_forward(A, B)[1])),
     (ValueError, r"matmul_backward\(\): 'out.b' of shape \(4, 5\) does not fit", lambda: ck.matmul_backward(
         np.ones((2, 3, 5), "f4"), ck.matmul_forward(A, B)[1], out=Gradients(b=B[0].copy()))),
-    (ValueError, r"matmul_backward\(\): 'accumulate' must be False", lambda: ck.matmul_backward(
-        np.ones((2, 3, 5), "f4"), ck.matmul_forward(A, B)[1], accumulate=True)),
 ])
 def test_matmul_refuses(error, text, call):
     with pytest.raises(error, match=text):

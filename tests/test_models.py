@@ -215,6 +215,10 @@ class TestParameters:
         with pytest.raises(kind, match=text):
             Model(configs.tiny, params)
 
+    def test_params_must_be_a_dict(self):
+        with pytest.raises(TypeError, match="'params' must be a dict of arrays, got list"):
+            Model(configs.tiny, [1])
+
     def test_config_must_be_one(self):
         with pytest.raises(TypeError, match="'config' must be a Config, got dict"):
             Model({})
@@ -254,6 +258,8 @@ class TestFromTorch:
 
 class TestLoad:
     def test_refusals(self, tmp_path):
+        with pytest.raises(TypeError, match=r"load\(\): 'path' must be a file or folder, not NoneType"):
+            load(None)
         with pytest.raises(FileNotFoundError, match="absent.gguf"):
             load(tmp_path / "absent.gguf")
         with pytest.raises(FileNotFoundError, match="config.json"):
@@ -529,6 +535,8 @@ class TestGradients:
             (ids * 1.0, {}, TypeError, "'targets' must be int32 or int64"),
             (ids, {"reduction": "none"}, ValueError, "reduction='none' is not supported"),
             (ids, {"accumulate_into": missing}, ValueError, "'accumulate_into' has no lm_head.weight"),
+            (ids, {"accumulate_into": 5}, TypeError, "'accumulate_into' must be a dict of arrays, got int"),
+            (ids, {"accumulate_into": {**grads, HEAD: [1]}}, TypeError, r"\['lm_head.weight'\] must be a NumPy array"),
             (ids, {"accumulate_into": narrow}, ValueError, r"accumulate_into\['lm_head.weight'\] is float32 of shape"),
             (ids, {"accumulate_into": {**grads, "x": grads[HEAD]}}, ValueError, "has x, which is no parameter"),
         ):
@@ -594,6 +602,13 @@ class TestGenerate:
             ([1], {"max_new_tokens": 1.5}, TypeError, "'max_new_tokens' must be an integer"),
             ([1], {"temperature": -1.0}, ValueError, "temperature=-1.0"),
             ([1], {"temperature": float("nan")}, ValueError, "temperature=nan"),
+            ([1], {"temperature": "1"}, TypeError, "'temperature' must be a number"),
+            ([1], {"top_k": 1.5}, TypeError, "'top_k' must be an integer"),
+            ([1], {"top_p": "1"}, TypeError, "'top_p' must be a number"),
+            ([1], {"seed": "a"}, TypeError, "'seed' is none"),
+            ([1], {"seed": -1}, ValueError, "'seed' is none"),
+            ([1], {"eos_token_id": "a"}, TypeError, "'eos_token_id' must be an integer or several"),
+            ([[1], [2, 3]], {}, ValueError, "'ids' is a list of lists of different lengths"),
             ([1], {"top_k": 0}, ValueError, "top_k=0"),
             ([1], {"top_p": 0.0}, ValueError, "top_p=0.0"),
             ([1], {"top_p": 1.1}, ValueError, "top_p=1.1"),

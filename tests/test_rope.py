@@ -319,12 +319,35 @@ READ_ONLY.flags.writeable = False
         ),
         (
             ValueError,
-            r"rope\(\): 'sin' of shape \(3, 3\) does not fit \[S, K\], where S=3, K=4",
+            r"rope\(\): 'sin' of shape \(3, 3\) does not fit \[T, K\], where T=3, K=4",
             lambda: ck.rope(X, COS, SIN[:, :3]),
         ),
         (ValueError, r"rope\(\): 'cos' has K=4 pairs, .* only D=7", lambda: ck.rope(X[..., :7], COS, SIN)),
-        (ValueError, r"rope\(\): 'cos' has S=4 rows for T=3 tokens", lambda: ck.rope(X, *table(np.arange(4), 4))),
-        (ValueError, r"rope\(\): 'cos' has S=1 rows for T=3 tokens", lambda: ck.rope(X, COS[:1], SIN[:1])),
+        (
+            ValueError,
+            r"rope\(\): 'cos' of shape \(4, 4\) does not fit \[T, K\], where T=3: give 'positions'",
+            lambda: ck.rope(X, *table(np.arange(4), 4)),
+        ),
+        (
+            ValueError,
+            r"rope\(\): 'cos' of shape \(1, 4\) does not fit \[T, K\], where T=3",
+            lambda: ck.rope(X, COS[:1], SIN[:1]),
+        ),
+        (
+            TypeError,
+            r"rope\(\): 'positions' must be a NumPy array .* not <class 'list'>",
+            lambda: ck.rope(X, COS, SIN, positions=[[0], [1, 2]]),
+        ),
+        (
+            MemoryError,
+            r"rope_table\(\): no memory for tables of shape \(3, ",
+            lambda: ck.rope_table(np.arange(3), 2**60),
+        ),
+        (
+            OverflowError,
+            r"rope_table\(\): no memory for tables of shape \(3, ",
+            lambda: ck.rope_table(np.arange(3), 2**70),
+        ),
         (
             ValueError,
             r"rope\(\): 'x' must be contiguous along its last axis",

@@ -205,6 +205,10 @@ REFUSALS = [
     (ValueError, r"SGD\(\): parameter 'w': 'param' is written, but read-only", lambda: SGD({"w": READ_ONLY})),
     (ValueError, r"SGD\(\): parameter 0: 'param' must be contiguous along its last axis", lambda: SGD([P[:, ::2]])),
     (ValueError, r"SGD\(\): 'params' holds the same array twice", lambda: SGD([P, P])),
+    (ValueError, r"SGD\(\): 'params' 0 and 1 share memory", lambda: SGD([P, P[:1]])),
+    (ValueError, r"SGD\(\): 'params' 'a' and 'c' share memory",
+     lambda: SGD({"a": P, "b": P + 1, "c": torch.from_numpy(P)[1]})),
+    (TypeError, r"SGD\(\): 'momentum' must be a number, not str", lambda: SGD([P], momentum="1", nesterov=True)),
     (ValueError, r"SGD\(\): 'lr' must be at least 0, not -1", lambda: SGD([P], -1)),
     (ValueError, r"SGD\(\): 'lr' must be at least 0, not nan", lambda: SGD([P], math.nan)),
     (TypeError, r"SGD\(\): 'lr' must be a number, not str", lambda: SGD([P], "1")),
@@ -217,7 +221,15 @@ REFUSALS = [
     ),
     (ValueError, r"SGD.step\(\): 'grads' has 'x', which is no parameter", lambda: SGD({"w": P}).step({"x": P})),
     (ValueError, r"SGD.step\(\): 'grads' must be keyed like the 1 parameters", lambda: SGD([P]).step([P, P])),
-    (ValueError, r"SGD.step\(\): 'max_norm' must not be negative", lambda: SGD([P]).step([P.copy()], max_norm=-1.0)),
+    (ValueError, r"SGD.step\(\): 'max_norm' must be at least 0, not -1", lambda: SGD([P]).step([P + 1], max_norm=-1)),
+    (TypeError, r"SGD.step\(\): 'max_norm' must be a number", lambda: SGD([P]).step([P.copy()], max_norm="1")),
+    (TypeError, r"SGD.load_state_dict\(\): 'state_dict' must be a dict", lambda: SGD([P]).load_state_dict(None)),
+    (ValueError, r"SGD.load_state_dict\(\): 'state_dict' has no 'state'", lambda: SGD([P]).load_state_dict({})),
+    (
+        ValueError,
+        r"SGD.load_state_dict\(\): 'momentum_buffer' 'a' of shape \(2, 8\) fits no parameter",
+        lambda: SGD([P]).load_state_dict(SGD([P]).state_dict() | {"state": {"a": {"momentum_buffer": P}}}),
+    ),
     (ValueError, r"SGD.load_state_dict\(\): one group of 1", lambda: SGD([P]).load_state_dict(SGD([]).state_dict())),
 ]
 
@@ -247,3 +259,9 @@ def test_sgd_updates_nothing_when_one_gradient_is_refused(isa, bad, error, text)
     with pytest.raises(error, match=text):
         optimizer.step({"a": np.ones((2, 8), "f4"), "b": bad}, max_norm=1.0)
     assert (params["a"] == 1).all() and not optimizer.state
+
+
+def test_sgd_takes_parameters_that_interleave_in_memory(isa):
+    whole = np.ones((2, 8), "f4")
+    SGD([whole[:, :4], whole[:, 4:]], lr=1.0).step([np.ones((2, 4), "f4"), np.full((2, 4), 2, "f4")])
+    assert (whole == [0] * 4 + [-1] * 4).all()

@@ -301,3 +301,9 @@ def test_our_model_has_every_stage_and_gradient_within_budget(torch, tied):
     assert set(ours.arrays) == set(want) == set(peer.arrays)
     for name, value in want.items():
         assert_parity(ours.arrays[name], value, peer.arrays[name], name=name)
+
+
+def test_trace_torch_says_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"trace_torch\(\) needs PyTorch: pip install 'ckernels\[parity\]'"):
+        trace_torch(None, [1])

@@ -213,6 +213,8 @@ take_number(const ck_call *call, const ck_param *p, PyObject *object, void *fiel
     }
     else {
         const int yes = PyObject_IsTrue(object);
+        if (yes < 0 && PyErr_ExceptionMatches(PyExc_ValueError)) /* an array of several elements, say */
+            return ck_refuse_param(PyExc_TypeError, call->op, p, "must be true or false");
         if (yes < 0)
             return -1;
         *(int *)field = yes;
@@ -229,6 +231,13 @@ set_absent(const ck_param *p, void *field)
         *(void **)field = NULL;
     else
         ((ck_array *)field)->data = NULL;
+}
+
+/* None asks for a new array; where None says that the output is not wanted, True does. */
+static bool
+wants_new(const ck_param *p, PyObject *object)
+{
+    return object == (ck_is_optional(p) ? Py_True : Py_None);
 }
 
 /* Inputs first, so that the shapes of outputs are known when these are made. */
@@ -257,8 +266,7 @@ take_all(ck_call *call, PyObject *const *objects, char *args)
             continue;
         if (objects[i] == Py_None && ck_is_optional(p))
             set_absent(p, field);
-        else if ((objects[i] == Py_None || objects[i] == Py_True ? make_array(call, i, field)
-                                                                 : take_array(call, i, objects[i], field)) < 0)
+        else if ((wants_new(p, objects[i]) ? make_array(call, i, field) : take_array(call, i, objects[i], field)) < 0)
             return -1;
     }
     for (int i = op->n_given; i < op->n_params; i++)

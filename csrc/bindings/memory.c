@@ -101,6 +101,8 @@ take_shape(PyObject *object, npy_intp *dims)
             PyErr_Format(PyExc_TypeError, "empty(): 'shape' must hold integers, not %R", object);
         dims[i] = index != NULL ? PyLong_AsSsize_t(index) : -1;
         Py_XDECREF(index);
+        if (index != NULL && PyErr_Occurred())
+            PyErr_Format(PyExc_OverflowError, "empty(): 'shape' holds a size beyond 64 bits: %R", object);
         if (!PyErr_Occurred() && dims[i] < 0)
             PyErr_Format(PyExc_ValueError, "empty(): 'shape' has a negative size, %zd", (Py_ssize_t)dims[i]);
     }
@@ -124,13 +126,19 @@ ck_py_empty(PyObject *module, PyObject *const *args, Py_ssize_t n)
         return NULL;
     if (n == 1)
         descr = PyArray_DescrFromType(NPY_FLOAT32);
-    else if (!PyArray_DescrConverter(args[1], &descr))
+    else if (!PyArray_DescrConverter(args[1], &descr)) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError))
+            PyErr_Format(PyExc_TypeError, "empty(): 'dtype' must be a number type, not %R", args[1]);
         return NULL;
+    }
     if (PyDataType_REFCHK(descr) || !PyArray_ISNBO(descr->byteorder)
         || !(PyTypeNum_ISNUMBER(descr->type_num) || PyTypeNum_ISBOOL(descr->type_num) || PyTypeNum_ISUSERDEF(descr->type_num))) {
         PyErr_Format(PyExc_TypeError, "empty(): 'dtype' must be a number type in native byte order, not %S", (PyObject *)descr);
         Py_DECREF((PyObject *)descr);
         return NULL;
     }
-    return ck_new_array(ndim, dims, (PyObject *)descr);
+    PyObject *array = ck_new_array(ndim, dims, (PyObject *)descr);
+    if (array == NULL && PyErr_ExceptionMatches(PyExc_MemoryError))
+        PyErr_Format(PyExc_MemoryError, "empty(): no memory for 'shape' %R", args[0]);
+    return array;
 }

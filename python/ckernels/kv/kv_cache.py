@@ -1,10 +1,23 @@
 """A contiguous key-value cache: every item of the batch has its own length."""
+import operator
+
 import numpy as np
 
 from ckernels import _ck
 from ckernels.runtime import empty
 
 __all__ = ["KVCache"]
+
+
+def _integers(who, name, value):
+    """Return integers as an array, of any shape."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{who}(): '{name}' is no array of integers: {error}") from None
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{who}(): '{name}' must be integers, not {array.dtype}")
+    return array
 
 
 class KVCache:
@@ -59,9 +72,13 @@ class KVCache:
                 raise ValueError(f"KVCache(): '{name}' must not be negative, not {value}")
         if quant is not None:
             raise ValueError(f"KVCache(): 'quant' must be None, not {quant!r}: quantised storage is not built")
-        if np.dtype(dtype) != np.float32:
-            raise ValueError(f"KVCache(): 'dtype' must be float32, not {dtype}")
-        self.raw = {name: empty((batch, kv_heads, capacity, head_dim)) for name in ("k", "v")}
+        if dtype is None or dtype not in ("float32", np.float32):
+            raise ValueError(f"KVCache(): 'dtype' must be float32, not {dtype!r}")
+        shape = batch, kv_heads, capacity, head_dim
+        try:
+            self.raw = {name: empty(shape) for name in ("k", "v")}
+        except (MemoryError, OverflowError) as error:
+            raise type(error)(f"KVCache(): no memory for keys and values of shape {shape}") from None
         self._lengths = np.zeros(batch, np.int64)
 
     @property
@@ -93,9 +110,7 @@ class KVCache:
         """
         if counts is None:
             counts = np.full(self.batch, tokens, np.int64)
-        counts = np.asarray(counts)
-        if counts.dtype.kind not in "iu":
-            raise TypeError(f"{who}(): 'counts' must be integers, not {counts.dtype}")
+        counts = _integers(who, "counts", counts)
         if counts.shape != (self.batch,):
             raise ValueError(f"{who}(): 'counts' of shape {counts.shape} does not fit [B], where B={self.batch}")
         counts = counts.astype(np.int64)
@@ -106,6 +121,18 @@ class KVCache:
                 raise ValueError(f"{who}(): item {b} holds {length} tokens of {self.capacity}: "
                                  f"{count} more do not fit")
         return counts
+
+    def _fits(self, method, name, array, declared, G=None):
+        """Refuse what is no array [B, heads, tokens, D]; ``G`` is the number of heads where it is fixed."""
+        shape = getattr(array, "shape", None)
+        if shape is None:
+            raise TypeError(f"KVCache.{method}(): '{name}' must be a NumPy array or lend its memory by __dlpack__, "
+                            f"not {type(array)!r}")
+        B, _, _, D = self.raw["k"].shape
+        if len(shape) != 4 or shape[0] != B or shape[3] != D or G is not None and shape[1] != G:
+            where = f"B={B}, " + (f"G={G}, " if G is not None else "") + f"D={D}"
+            raise ValueError(f"KVCache.{method}(): '{name}' of shape {tuple(shape)} does not fit {declared}, "
+                             f"where {where}")
 
     def append(self, k, v, counts=None):
         """Write new tokens behind those held.
@@ -121,8 +148,9 @@ class KVCache:
         ValueError
             Past the capacity, or a shape that does not fit; nothing is written.
         """
-        tokens = np.shape(k)[2] if len(np.shape(k)) == 4 else 0
-        counts = self.counts_of(counts, tokens)
+        for name, array in ("k", k), ("v", v):
+            self._fits("append", name, array, "[B, G, n, D]", G=self.raw["k"].shape[1])
+        counts = self.counts_of(counts, k.shape[2])
         _ck.kv_cache_append(self.raw["k"], self.raw["v"], k, v, self._lengths, counts)
         self._lengths += counts
 
@@ -148,7 +176,8 @@ class KVCache:
         """
         from ckernels.ops.attention import attend_cache
 
-        T = np.shape(q)[2] if len(np.shape(q)) == 4 else 0
+        self._fits("attend", "q", q, "[B, H, T, D]")
+        T = q.shape[2]
         if (self._lengths < T).any():
             b = int(np.argmax(self._lengths < T))
             raise ValueError(f"KVCache.attend(): 'q' has {T} positions, item {b} holds {self._lengths[b]}")
@@ -161,11 +190,20 @@ class KVCache:
 
     def keys(self, b):
         """Return the keys of item b, float32 [G, length, D]; a view."""
-        return self.raw["k"][b, :, :self._lengths[b]]
+        return self._held("keys", "k", b)
 
     def values(self, b):
         """Return the values of item b, float32 [G, length, D]; a view."""
-        return self.raw["v"][b, :, :self._lengths[b]]
+        return self._held("values", "v", b)
+
+    def _held(self, method, name, b):
+        try:
+            item = operator.index(b)
+        except TypeError:
+            raise TypeError(f"KVCache.{method}(): 'b' must be an integer, not {type(b).__name__}") from None
+        if not -self.batch <= item < self.batch:
+            raise IndexError(f"KVCache.{method}(): 'b' is {item}, and there are {self.batch} items")
+        return self.raw[name][item, :, :self._lengths[item]]
 
     def truncate(self, length):
         """Forget what lies behind ``length`` tokens: an int, or integers [B].
@@ -175,9 +213,10 @@ class KVCache:
         ValueError
             More than an item holds, or negative; nothing is changed.
         """
-        wanted = np.broadcast_to(np.asarray(length), self._lengths.shape)
-        if wanted.dtype.kind not in "iu":
-            raise TypeError(f"KVCache.truncate(): 'length' must be integers, not {wanted.dtype}")
+        wanted = _integers("KVCache.truncate", "length", length)
+        if wanted.shape not in ((), self._lengths.shape):
+            raise ValueError(f"KVCache.truncate(): 'length' of shape {wanted.shape} does not fit [B], "
+                             f"where B={self.batch}")
         if ((wanted < 0) | (wanted > self._lengths)).any():
             raise ValueError(f"KVCache.truncate(): 'length' {length} is not within the lengths "
                              f"{self._lengths.tolist()}")

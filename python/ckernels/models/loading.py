@@ -40,6 +40,8 @@ def load(path, dtype="float32"):
         raise TypeError(f"load(): 'dtype' {dtype!r} is no data type") from None
     if wanted != np.float32:
         raise ValueError(f"load(): dtype={dtype!r} is not supported; supported: 'float32'")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"load(): 'path' must be a file or folder, not {type(path).__name__}")
     path = os.fspath(path)
     config, params, report = read_safetensors(path) if os.path.isdir(path) else read_gguf(path)
     model = Model(config, params)

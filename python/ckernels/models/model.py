@@ -4,6 +4,7 @@ Nothing is computed here.  Every number comes out of an op or a layer of the C l
 they are called, and keeps parameters, caches and gradients by their names.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -396,7 +397,7 @@ class Model:
         if cache.batch != B:
             raise ValueError(f"{call}: 'ids' of shape {ids.shape} does not fit a cache of {cache.batch} items")
         if counts is not None:
-            counts = np.asarray(counts)
+            counts = _counts(call, counts)
             if counts.dtype.kind not in "iu":
                 raise TypeError(f"{call}: 'counts' must be integers, got {counts.dtype}")
             if counts.shape != (B,):
@@ -414,6 +415,8 @@ class Model:
 
 def _checked(config, params):
     """Return ``params`` as a dict in the usual order, or say what is wrong with them."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"Model(): 'params' must be a dict of arrays, got {type(params).__name__}")
     arrays = {}
     for name, value in params.items():
         value = value if isinstance(value, np.ndarray) else _from_anything("Model()", name, value)
@@ -430,17 +433,36 @@ def _checked(config, params):
 def _from_anything(call, name, value):
     """A list, or an array of another library, as a NumPy array; memory is shared where it can be."""
     if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"{call}: '{name}' does not lend its memory: {error}") from None
     if isinstance(value, (list, tuple)):
-        return np.asarray(value, dtype=None if value else np.int64)
+        try:
+            return np.asarray(value, dtype=None if value else np.int64)
+        except ValueError:
+            raise ValueError(f"{call}: '{name}' is a list of lists of different lengths") from None
     raise TypeError(f"{call}: '{name}' must be an array, got {type(value).__name__}")
 
 
+def _counts(call, value):
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{call}: 'counts' is no array of integers: {error}") from None
+
+
 def _check_gradients(params, grads):
+    if not isinstance(grads, Mapping):
+        raise TypeError(f"loss_and_grads(): 'accumulate_into' must be a dict of arrays, got {type(grads).__name__}")
     for name in params:
         if name not in grads:
             raise ValueError(f"loss_and_grads(): 'accumulate_into' has no {name}")
         have, want = grads[name], params[name]
+        if not isinstance(have, np.ndarray):
+            raise TypeError(
+                f"loss_and_grads(): accumulate_into[{name!r}] must be a NumPy array, got {type(have).__name__}"
+            )
         if have.shape != want.shape or have.dtype != np.float32:
             raise ValueError(
                 f"loss_and_grads(): accumulate_into[{name!r}] is {have.dtype} of shape {have.shape}, "

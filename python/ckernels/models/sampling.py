@@ -1,10 +1,13 @@
 """Generating text: one token at a time, the likeliest or a drawn one."""
 
 import math
+import numbers
 
 import numpy as np
 
 __all__ = ["generate"]
+
+_KIND = {numbers.Integral: "an integer", numbers.Real: "a number"}
 
 
 def generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, eos_token_id):
@@ -18,6 +21,10 @@ def generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, eos_to
         raise TypeError(f"generate(): 'max_new_tokens' must be an integer, got {max_new_tokens!r}")
     if max_new_tokens < 0:
         raise ValueError(f"generate(): max_new_tokens={max_new_tokens} must be 0 or more")
+    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+        wanted = numbers.Integral if name == "top_k" else numbers.Real
+        if not isinstance(value, wanted) and not (value is None and name != "temperature"):
+            raise TypeError(f"generate(): '{name}' must be {_KIND[wanted]}, got {value!r}")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"generate(): temperature={temperature} must be finite and 0 or more")
     if top_k is not None and top_k < 1:
@@ -25,7 +32,12 @@ def generate(model, ids, max_new_tokens, temperature, top_k, top_p, seed, eos_to
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate(): top_p={top_p} must be above 0 and at most 1")
     stop = () if eos_token_id is None else np.atleast_1d(eos_token_id).tolist()
-    rng = np.random.default_rng(seed)
+    if not all(isinstance(token, int) for token in stop):
+        raise TypeError(f"generate(): 'eos_token_id' must be an integer or several, got {eos_token_id!r}")
+    try:
+        rng = np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"generate(): 'seed' is none: {error}") from None
     return _tokens(model, ids, max_new_tokens, lambda row: _choose(row, temperature, top_k, top_p, rng), stop)
 
 

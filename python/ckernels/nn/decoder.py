@@ -1,9 +1,11 @@
 """One decoder layer of the Llama family: forward, backward and decode, each one C call."""
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ckernels import _ck
+from ckernels.kv.kv_cache import KVCache
 from ckernels.runtime import empty
 
 __all__ = ["DecoderLayer"]
@@ -47,6 +49,13 @@ def _as_read(name, array):
     return np.ascontiguousarray(array.transpose(0, 2, 1, 3)) if plain in _HEADS else array.copy()
 
 
+def _as_numpy(name, array):
+    try:
+        return array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"DecoderLayer(): '{name}' does not lend its memory as an array: {error}") from None
+
+
 class DecoderLayer:
     """Norm, attention and gated MLP with their residual connections.
 
@@ -79,6 +88,8 @@ class DecoderLayer:
     stages = STAGES
 
     def __init__(self, config, params):
+        if not hasattr(config, "hidden_size"):
+            raise TypeError(f"DecoderLayer(): 'config' must be a Config, not {type(config).__name__}")
         self.config = config
         C, F, D = config.hidden_size, config.intermediate_size, config.head_dim
         H, G = config.num_attention_heads, config.num_key_value_heads
@@ -88,6 +99,8 @@ class DecoderLayer:
                 "mlp.gate_proj.weight": (F, C), "mlp.up_proj.weight": (F, C), "mlp.down_proj.weight": (C, F)}
         self._shapes = {**flat, "self_attn.q_proj.weight": (H, D, C), "self_attn.k_proj.weight": (G, D, C),
                         "self_attn.v_proj.weight": (G, D, C), "self_attn.o_proj.weight": (C, H, D)}
+        if not isinstance(params, Mapping):
+            raise TypeError(f"DecoderLayer(): 'params' must be a dict of arrays, not {type(params).__name__}")
         if missing := [name for name in NAMES if name not in params]:
             raise ValueError(f"DecoderLayer(): 'params' misses {', '.join(missing)}")
         if left := [name for name in params if name not in flat]:
@@ -96,7 +109,7 @@ class DecoderLayer:
             if np.shape(params[name]) != flat[name]:
                 raise ValueError(f"DecoderLayer(): '{name}' of shape {tuple(np.shape(params[name]))} does not fit "
                                  f"{flat[name]}")
-        self.params = {name: np.asarray(params[name]) for name in NAMES}
+        self.params = {name: _as_numpy(name, params[name]) for name in NAMES}
         for name, array in self.params.items():
             if array.dtype != np.float32:
                 raise TypeError(f"DecoderLayer(): '{name}' must be float32, not {array.dtype}")
@@ -114,7 +127,11 @@ class DecoderLayer:
 
         if self._table is None or len(self._table[0]) < length:
             rows = max(64, 1 << max(length - 1, 1).bit_length())
-            self._table = rope_table(np.arange(rows), self.config.head_dim, self.config.rope_theta)
+            try:
+                positions = np.arange(rows)
+            except ValueError:  # NumPy's word for more than there are addresses
+                raise MemoryError(f"no memory for {rows} positions") from None
+            self._table = rope_table(positions, self.config.head_dim, self.config.rope_theta)
         return self._table
 
     def share_table(self, other):
@@ -125,7 +142,11 @@ class DecoderLayer:
         """Return the rows of the table that the tokens need: the first T, or all up to the last position."""
         if positions is None:
             return tuple(part[:T] for part in self.table(T))
-        return self.table(int(positions.max(initial=0)) + 1)
+        last = int(positions.max(initial=0))
+        try:
+            return self.table(last + 1)
+        except MemoryError:
+            raise MemoryError(f"DecoderLayer.forward(): no memory for the angles up to position {last}") from None
 
     @staticmethod
     def _place(positions, B, T):
@@ -143,9 +164,12 @@ class DecoderLayer:
         return np.ascontiguousarray(np.broadcast_to(positions, (B, T)), np.int64)
 
     def _sizes(self, x, who):
-        shape = np.shape(x)
+        if not hasattr(x, "shape"):
+            raise TypeError(f"DecoderLayer.{who}(): 'x' must be a NumPy array or lend its memory by __dlpack__, "
+                            f"not {type(x)!r}")
+        shape = tuple(x.shape)
         if len(shape) != 3 or shape[2] != self.config.hidden_size:
-            raise ValueError(f"DecoderLayer.{who}(): 'x' of shape {tuple(shape)} does not fit [B, T, C], where "
+            raise ValueError(f"DecoderLayer.{who}(): 'x' of shape {shape} does not fit [B, T, C], where "
                              f"C={self.config.hidden_size}")
         return shape[:2]
 
@@ -269,6 +293,12 @@ class DecoderLayer:
             Past the cache's capacity; nothing is written.
         """
         B, T = self._sizes(x, "decode")
+        if not isinstance(cache, KVCache):
+            raise TypeError(f"DecoderLayer.decode(): 'cache' must be a KVCache, not {type(cache).__name__}")
+        held, wanted = cache.raw["k"].shape, (self.config.num_key_value_heads, self.config.head_dim)
+        if (held[1], held[3]) != wanted:
+            raise ValueError(f"DecoderLayer.decode(): 'cache' has {held[1]} heads of {held[3]} channels, "
+                             f"the config {wanted[0]} of {wanted[1]}")
         if B != cache.batch:
             raise ValueError(f"DecoderLayer.decode(): 'x' has {B} items, the cache {cache.batch}")
         counts = cache.counts_of(counts, T, "DecoderLayer.decode")

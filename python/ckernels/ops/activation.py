@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 
 __all__ = ["silu", "silu_backward", "silu_forward"]
 
@@ -82,5 +83,6 @@ def silu_backward(dy, ctx, *, out=None, accumulate=False):
     Gradients
         ``x`` like x.
     """
-    dx = out.x if out is not None else None
-    return Gradients(_ck.silu_bwd(dx, dy, ctx.x))
+    check_context("silu_backward", Context, ctx)
+    out = gradients("silu_backward", Gradients, out)
+    return Gradients(_ck.silu_bwd(out.x, dy, ctx.x))

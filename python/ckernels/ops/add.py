@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 
 __all__ = ["add", "add_backward", "add_forward"]
 
@@ -86,5 +87,5 @@ def add_backward(dy, ctx, *, out=None, accumulate=False):
     Gradients
         ``x`` and ``y``, each an array of its own.
     """
-    dx, dy_ = out if out is not None else (None, None)
-    return Gradients(*_ck.add_bwd(dx, dy_, dy, ctx.alpha))
+    check_context("add_backward", Context, ctx)
+    return Gradients(*_ck.add_bwd(*gradients("add_backward", Gradients, out), dy, ctx.alpha))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 
 __all__ = ["add_rms_norm", "add_rms_norm_backward", "add_rms_norm_forward"]
 
@@ -99,7 +100,8 @@ def add_rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     """
     if not isinstance(dy, (tuple, list)) or len(dy) != 2:
         raise TypeError("add_rms_norm_backward(): 'dy' must be a tuple of two arrays, of the norm and of the sum")
-    dx, dresidual, dweight = out if out is not None else (None, None, None)
+    check_context("add_rms_norm_backward", Context, ctx)
+    dx, dresidual, dweight = gradients("add_rms_norm_backward", Gradients, out)
     one = dx is None or dresidual is None or dx is dresidual
     add = accumulate and dweight is not None
     dx, second, dweight = _ck.add_rms_norm_bwd(

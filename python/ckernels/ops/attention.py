@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, flag, gradients
 
 __all__ = [
     "attention", "attention_backward", "attention_forward",
@@ -54,6 +55,11 @@ def _side(value):
 
 def _positions(q_offset, batch):
     """Return (offset of all items, offsets [B] or None); ``batch`` is (B,), or () where q is no array."""
+    if isinstance(q_offset, (list, tuple)):
+        try:
+            q_offset = np.asarray(q_offset, None if len(q_offset) else np.int64)
+        except ValueError:
+            raise ValueError(f"{_NAME}(): 'q_offset' must be an integer or integers [B], not {q_offset!r}") from None
     if np.ndim(q_offset) == 0:
         try:
             return operator.index(q_offset), None
@@ -66,6 +72,8 @@ def _positions(q_offset, batch):
         raise TypeError(f"{_NAME}(): 'q_offset' must be an integer or integers [B], not {offsets.dtype}")
     if batch and offsets.shape != batch:
         raise ValueError(f"{_NAME}(): 'q_offset' of shape {offsets.shape} does not fit [B], where B={batch[0]}")
+    if offsets.dtype == np.uint64 and offsets.size and offsets.max() > np.iinfo(np.int64).max:
+        raise OverflowError(f"{_NAME}(): 'q_offset' does not fit 64 bits")
     return 0, np.ascontiguousarray(offsets, np.int64)
 
 
@@ -80,8 +88,11 @@ def _options(q, is_causal, scale, q_offset, window, softcap, lengths=None):
         scale = 1 / math.sqrt(shape[-1]) if shape and shape[-1] else 1.0
     if softcap is None:
         softcap = 0.0
+    elif isinstance(softcap, (str, bytes)) or np.ndim(softcap):
+        raise TypeError(f"{_NAME}(): 'softcap' must be a number or None, not {softcap!r}")
     elif not softcap > 0:
         raise ValueError(f"{_NAME}(): 'softcap' must be above 0, or None, not {softcap}")
+    is_causal = flag(_NAME, "is_causal", is_causal)
     offset, offsets = _positions(q_offset, shape[:1])
     return offsets, lengths, offset, _side(window[0]), _side(window[1]), is_causal, scale, softcap
 
@@ -145,6 +156,7 @@ def scaled_dot_product_attention(
     >>> ck.scaled_dot_product_attention(q, k, v)
     array([[[[2., 4.]]]], dtype=float32)
     """
+    return_lse = flag(_NAME, "return_lse", return_lse)
     options = _options(q, is_causal, scale, q_offset, window, softcap)
     y, _, _, lse = _ck.attention_fwd(out, None, None, True if return_lse else None, q, k, v, attn_mask, sinks, *options)
     return (y, lse) if return_lse else y
@@ -163,6 +175,7 @@ def scaled_dot_product_attention_forward(
     ctx : Context
         Refers to the inputs and to ``y``: do not overwrite them before backward.
     """
+    return_lse = flag(_NAME, "return_lse", return_lse)
     options = _options(q, is_causal, scale, q_offset, window, softcap)
     y, peak, total, lse = _ck.attention_fwd(
         out, True, True, True if return_lse else None, q, k, v, attn_mask, sinks, *options
@@ -190,12 +203,14 @@ def scaled_dot_product_attention_backward(dy, ctx, *, out=None, accumulate=False
     Gradients
         ``q``, ``k``, ``v`` like the inputs, ``sinks`` float32 [H] or None.  A float mask gets none.
     """
+    check_context(f"{_NAME}_backward", Context, ctx)
     dlse = None
     if ctx.return_lse:
         if not isinstance(dy, (tuple, list)) or len(dy) != 2:
             raise TypeError(f"{_NAME}_backward(): 'dy' must be (dy, dlse), as forward returned (y, lse)")
         dy, dlse = dy
-    dq, dk, dv, dsinks = out if out is not None else Gradients()
+    absent = () if ctx.sinks is not None else ("sinks",)
+    dq, dk, dv, dsinks = gradients(f"{_NAME}_backward", Gradients, out, absent)
     add = accumulate and dsinks is not None
     if dsinks is None and ctx.sinks is not None:
         dsinks = True

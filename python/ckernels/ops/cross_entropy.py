@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 
 __all__ = ["cross_entropy", "cross_entropy_forward", "cross_entropy_backward"]
 
@@ -131,7 +132,8 @@ def cross_entropy_backward(dy, ctx, *, out=None, accumulate=False):
     TypeError, ValueError
         An argument of the wrong kind, dtype, shape, layout, or overlapping ``out``.
     """
-    dlogits = out.logits if out is not None else None
+    check_context("cross_entropy_backward", Context, ctx)
+    dlogits = gradients("cross_entropy_backward", Gradients, out).logits
     if dy is None:
         raise TypeError("cross_entropy_backward(): 'dy' must be a number, or an array under 'none', not None")
     per_row, scalar = (dy, 1.0) if ctx.reduction == "none" else (None, dy)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 
 __all__ = ["embedding", "embedding_forward", "embedding_backward"]
 
@@ -109,5 +110,6 @@ def embedding_backward(dy, ctx, *, out=None, accumulate=False):
            [3.],
            [0.]], dtype=float32)
     """
-    dweight = out.weight if out is not None else None
+    check_context("embedding_backward", Context, ctx)
+    dweight = gradients("embedding_backward", Gradients, out).weight
     return Gradients(_ck.embedding_bwd(dweight, dy, ctx.ids, ctx.weight, accumulate and dweight is not None))

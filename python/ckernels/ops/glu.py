@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 from ckernels.runtime import empty
 
 __all__ = ["swiglu", "swiglu_backward", "swiglu_forward"]
@@ -29,7 +30,10 @@ def _halves(called, name, packed):
         if not hasattr(packed, "__dlpack__"):
             raise TypeError(f"{called}(): '{name}' must be a NumPy array or lend its memory by __dlpack__, "
                             f"not {type(packed)!r}")
-        packed = np.from_dlpack(packed)
+        try:
+            packed = np.from_dlpack(packed)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"{called}(): '{name}' does not lend its memory: {error}") from None
     if packed.ndim == 0 or packed.shape[-1] % 2:
         raise ValueError(f"{called}(): '{name}' of shape {packed.shape} does not fit [..., 2F], [gate | up]: "
                          "its last axis must be even, or 'up' be given")
@@ -106,7 +110,8 @@ def swiglu_backward(dy, ctx, *, out=None, accumulate=False):
     Gradients
         ``gate`` and ``up`` [..., F]; where forward had no ``up``, ``gate`` [..., 2F] holds both and ``up`` is None.
     """
-    dgate, dup = out if out is not None else (None, None)
+    check_context("swiglu_backward", Context, ctx)
+    dgate, dup = gradients("swiglu_backward", Gradients, out)
     pair = _pair("swiglu_backward", *ctx)
     if ctx.up is not None:
         return Gradients(*_ck.swiglu_bwd(dgate, dup, dy, *pair))

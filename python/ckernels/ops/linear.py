@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 from ckernels.ops.pack import PackedWeight, split
 
 __all__ = ["linear", "linear_forward", "linear_backward"]
@@ -121,7 +122,9 @@ def linear_backward(dy, ctx, *, out=None, accumulate=False):
     The gradient of x sums over n, that of weight over the rows, both in the order of :func:`linear`; that of bias over
     the rows in double.  A packed weight's own array is read for the gradient of x.
     """
-    dx, dweight, dbias, dresidual = out if out is not None else Gradients()
+    check_context("linear_backward", Context, ctx)
+    absent = [name for name in ("bias", "residual") if not getattr(ctx, name)]
+    dx, dweight, dbias, dresidual = gradients("linear_backward", Gradients, out, absent)
     weight, _ = split(ctx.weight)
     number = _number(ctx.activation)
     if accumulate and dweight is None:  # what is not given starts at zero

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 
 __all__ = ["matmul", "matmul_forward", "matmul_backward"]
 
@@ -96,16 +97,15 @@ def matmul_backward(dy, ctx, *, out=None, accumulate=False):
     out : Gradients, optional
         Arrays to write into; a field that is None gets a new one.
     accumulate : bool
-        Must be False: both operands are inputs, whose gradients are always overwritten.
+        Makes no difference: both operands are inputs, whose gradients are always overwritten.
 
     Returns
     -------
     Gradients
         ``a`` and ``b`` like the operands; that of a ``b`` which all items share is summed over them.
     """
-    if accumulate:
-        raise ValueError("matmul_backward(): 'accumulate' must be False: gradients of inputs are overwritten")
-    da, db = out if out is not None else Gradients()
+    check_context("matmul_backward", Context, ctx)
+    da, db = gradients("matmul_backward", Gradients, out)
     _refuse_batch(ctx.a, ctx.b, "matmul_backward")
     run = _way(ctx.transpose_a, ctx.transpose_b, "bwd")
     return Gradients(*run(True if da is None else da, True if db is None else db, dy, ctx.a, ctx.b))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 
 __all__ = ["rms_norm", "rms_norm_forward", "rms_norm_backward"]
 
@@ -91,7 +92,8 @@ def rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     Gradients
         ``x`` like x, ``weight`` float32 [C] or None.
     """
-    dx, dweight = out if out is not None else (None, None)
+    check_context("rms_norm_backward", Context, ctx)
+    dx, dweight = gradients("rms_norm_backward", Gradients, out, () if ctx.weight is not None else ("weight",))
     add = accumulate and dweight is not None
     if dweight is None and ctx.weight is not None:
         dweight = True

@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, gradients
 from ckernels.runtime import empty
 
 __all__ = ["rope", "rope_backward", "rope_forward", "rope_table"]
@@ -50,6 +51,8 @@ def rope_table(positions, dim, base=10000.0, *, scaling=None):
         ``positions`` is no array of integers; ``dim`` or ``base`` no number.
     ValueError
         ``dim`` is odd or negative, ``base`` not positive, ``scaling`` unknown, ``positions`` not of one axis.
+    MemoryError, OverflowError
+        The tables are too large.
 
     Notes
     -----
@@ -70,16 +73,31 @@ def rope_table(positions, dim, base=10000.0, *, scaling=None):
         raise ValueError(f"rope_table(): 'dim' must be even and not negative, not {dim}")
     if scaling is not None:
         raise ValueError(f"rope_table(): 'scaling' must be None, the only rule there is, not {scaling!r}")
-    shape = (*np.shape(positions)[:1], int(dim) // 2)
-    return _ck.rope_table(empty(shape), empty(shape), positions, base)
+    shape = (*tuple(getattr(positions, "shape", ()))[:1], int(dim) // 2)
+    try:
+        tables = empty(shape), empty(shape)
+    except (MemoryError, OverflowError) as error:
+        raise type(error)(f"rope_table(): no memory for tables of shape {shape}") from None
+    return _ck.rope_table(*tables, positions, base)
 
 
-def _check_positions(called, name, x, positions):
-    """Refuse positions that are neither [T] nor [B, T]; the sizes within are checked with those of the others."""
-    given, whole = np.shape(positions), np.shape(x)
+def _check_table(called, name, x, cos, sin, positions):
+    """Refuse positions that are neither [T] nor [B, T], and without any a table whose rows are not the tokens'.
+
+    The sizes within are checked with those of the others, and so is what is no array.
+    """
+    given, whole = (tuple(getattr(array, "shape", ())) for array in (positions, x))
     if len(given) > 1 and (len(whole) < 3 or given[:-1] != whole[:1]):
         raise ValueError(f"{called}(): 'positions' of shape {given} does not fit [T] or [B, T], "
                          f"where '{name}' of shape {whole} is [B, ..., T, D]")
+    if positions is not None or len(whole) < 2 or not (hasattr(cos, "shape") and hasattr(sin, "shape")):
+        return
+    T, row = whole[-2], tuple(cos.shape)
+    if len(row) != 2 or row[0] != T:
+        raise ValueError(f"{called}(): 'cos' of shape {row} does not fit [T, K], where T={T}: "
+                         "give 'positions', or a row a token")
+    if tuple(sin.shape) != row:
+        raise ValueError(f"{called}(): 'sin' of shape {tuple(sin.shape)} does not fit [T, K], where T={T}, K={row[1]}")
 
 
 def rope(x, cos, sin, *, positions=None, interleaved=False, out=None):
@@ -122,7 +140,7 @@ def rope(x, cos, sin, *, positions=None, interleaved=False, out=None):
     >>> ck.rope(x, np.float32([[0]]), np.float32([[1]]))  # a quarter turn
     array([[-4.,  3.]], dtype=float32)
     """
-    _check_positions("rope", "x", x, positions)
+    _check_table("rope", "x", x, cos, sin, positions)
     return _ck.rope_fwd(out, x, cos, sin, positions, interleaved)
 
 
@@ -156,6 +174,7 @@ def rope_backward(dy, ctx, *, out=None, accumulate=False):
     Gradients
         ``x`` like x.  The tables have no gradient.
     """
-    _check_positions("rope_backward", "dy", dy, ctx.positions)
-    dx = out.x if out is not None else None
-    return Gradients(_ck.rope_bwd(dx, dy, *ctx))
+    check_context("rope_backward", Context, ctx)
+    out = gradients("rope_backward", Gradients, out)
+    _check_table("rope_backward", "dy", dy, *ctx[:3])
+    return Gradients(_ck.rope_bwd(out.x, dy, *ctx))

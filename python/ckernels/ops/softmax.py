@@ -4,6 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
+from ckernels.ops.checks import check_context, flag, gradients
 
 __all__ = ["softmax", "softmax_forward", "softmax_backward"]
 
@@ -61,6 +62,7 @@ def softmax(x, *, scale=1.0, mask=None, causal=False, out=None):
     array([[1. , 0. ],
            [0.5, 0.5]], dtype=float32)
     """
+    causal = flag("softmax", "causal", causal)
     queries = x.shape[-2] if causal and len(getattr(x, "shape", ())) > 1 else 0
     return _ck.softmax_fwd(out, x, mask, scale, causal, queries)
 
@@ -100,4 +102,6 @@ def softmax_backward(dy, ctx, *, out=None, accumulate=False):
     TypeError, ValueError
         An argument of the wrong kind, dtype, shape, layout, or overlapping ``out``.
     """
-    return Gradients(_ck.softmax_bwd(out.x if out is not None else None, dy, ctx.y, ctx.scale))
+    check_context("softmax_backward", Context, ctx)
+    out = gradients("softmax_backward", Gradients, out)
+    return Gradients(_ck.softmax_bwd(out.x, dy, ctx.y, ctx.scale))

@@ -10,12 +10,31 @@ from ckernels.runtime import empty
 __all__ = ["SGD"]
 
 
-def _number(name, value, least=-math.inf):
+def _number(name, value, least=-math.inf, called="SGD"):
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"SGD(): '{name}' must be a number, not {type(value).__name__}")
+        raise TypeError(f"{called}(): '{name}' must be a number, not {type(value).__name__}")
     if not value >= least:
-        raise ValueError(f"SGD(): '{name}' must be at least {least}, not {value}")
+        raise ValueError(f"{called}(): '{name}' must be " +
+                         (f"at least {least}" if least > -math.inf else "a number") + f", not {value}")
     return value
+
+
+def _as_numpy(array):
+    """Return an array on the same memory; the extension has checked that there is one."""
+    return array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+
+
+def _refuse_shared(keys, params):
+    """Refuse parameters that share memory: each would be stepped by the gradients of both."""
+    spans = sorted((*np.lib.array_utils.byte_bounds(array), i)
+                   for i, array in enumerate(map(_as_numpy, params)) if array.size)
+    for at, (_low, high, i) in enumerate(spans):
+        for start, _, j in spans[at + 1:]:
+            if start >= high:
+                break
+            if np.shares_memory(_as_numpy(params[i]), _as_numpy(params[j])):
+                first, second = sorted((i, j))
+                raise ValueError(f"SGD(): 'params' {keys[first]!r} and {keys[second]!r} share memory")
 
 
 class SGD:
@@ -43,7 +62,7 @@ class SGD:
     Raises
     ------
     TypeError, ValueError
-        A number or parameter of the wrong kind or out of range; the same array twice.
+        A number or parameter of the wrong kind or out of range; parameters that share memory.
 
     Notes
     -----
@@ -69,12 +88,12 @@ class SGD:
         self._params = [params[key] for key in self._keys]
         if len({id(p) for p in self._params}) != len(self._params):
             raise ValueError("SGD(): 'params' holds the same array twice")
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("SGD(): 'nesterov' needs a momentum and zero dampening")
         group = {"lr": _number("lr", lr, 0), "momentum": _number("momentum", momentum, 0),
                  "dampening": _number("dampening", dampening), "weight_decay": _number("weight_decay", weight_decay, 0),
                  "nesterov": bool(nesterov), "maximize": bool(maximize), "foreach": None, "differentiable": False,
                  "fused": None, "params": list(range(len(self._params)))}
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("SGD(): 'nesterov' needs a momentum and zero dampening")
         if named:
             group["param_names"] = list(self._keys)
         self.param_groups, self.state = [group], {}
@@ -82,6 +101,7 @@ class SGD:
             if not hasattr(param, "shape"):
                 raise TypeError(f"SGD(): parameter {key!r} must be an array, not {type(param).__name__}")
             self._call("SGD()", key, param, np.zeros(tuple(param.shape), np.float32), None, 1.0, check=True)
+        _refuse_shared(self._keys, self._params)
 
     def _call(self, where, key, param, grad, buffer, scale, *, first=False, check=False):
         """Step one tensor, or only let every argument be checked; name the parameter in what is refused."""
@@ -140,8 +160,8 @@ class SGD:
         TypeError, ValueError
             A gradient of the wrong kind, dtype, shape or layout, a key without a parameter.  Nothing has been updated.
         """
-        if max_norm is not None and not _number("max_norm", max_norm) >= 0:
-            raise ValueError(f"SGD.step(): 'max_norm' must not be negative, not {max_norm}")
+        if max_norm is not None:
+            _number("max_norm", max_norm, 0, "SGD.step")
         present, group = self._present(grads), self.param_groups[0]
         norm, scale = None, 1.0
         if max_norm is not None:
@@ -177,11 +197,19 @@ class SGD:
 
         Raises
         ------
+        TypeError
+            No such dict.
         ValueError
-            Another number of groups or parameters, or a buffer of another shape.  Nothing has been changed.
+            A key is missing, another number of groups or parameters, or a buffer of another shape.  Nothing has been
+            changed.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"SGD.load_state_dict(): 'state_dict' must be a dict, not {type(state_dict).__name__}")
+        for key in ("state", "param_groups"):
+            if key not in state_dict:
+                raise ValueError(f"SGD.load_state_dict(): 'state_dict' has no '{key}'")
         groups = state_dict["param_groups"]
-        if len(groups) != 1 or len(groups[0]["params"]) != len(self._params):
+        if len(groups) != 1 or len(groups[0].get("params", ())) != len(self._params):
             raise ValueError(f"SGD.load_state_dict(): one group of {len(self._params)} parameters expected")
         missing = {"lr", "momentum", "dampening", "weight_decay", "nesterov"} - set(groups[0])
         if missing:
@@ -191,9 +219,9 @@ class SGD:
             buffer = entry.get("momentum_buffer")
             if buffer is None:
                 continue
-            if not 0 <= i < len(self._params) or tuple(buffer.shape) != tuple(self._params[i].shape):
-                raise ValueError(f"SGD.load_state_dict(): 'momentum_buffer' {i} of shape {tuple(buffer.shape)} "
-                                 "fits no parameter")
+            shape = tuple(getattr(buffer, "shape", ()))
+            if i not in range(len(self._params)) or shape != tuple(self._params[i].shape):
+                raise ValueError(f"SGD.load_state_dict(): 'momentum_buffer' {i!r} of shape {shape} fits no parameter")
             state[i] = {"momentum_buffer": np.array(np.asarray(buffer), np.float32, order="C")}
         names = self.param_groups[0].get("param_names")
         group = {**self.param_groups[0], **groups[0], "params": list(range(len(self._params)))}

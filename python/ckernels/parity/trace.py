@@ -393,7 +393,10 @@ def trace_torch(hf_module, ids, targets=None):
     ValueError
         `targets` do not fit `ids`.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("trace_torch() needs PyTorch: pip install 'ckernels[parity]'") from error
 
     for part in ("model.embed_tokens", "model.layers", "model.norm", "lm_head"):
         try:
