@@ -1,5 +1,5 @@
 #include "kernels/kernel.h"
-#include "simd/math.h"
+#include "simd/activation.h"
 #include "simd/panel.h"
 
 enum { TURNED = 4, AHEAD = 128 }; /* most rows for which panels are not packed; floats to prefetch ahead in each row */
@@ -71,7 +71,7 @@ activate(v16 z, int64_t activation)
     if (activation == CK_RELU)
         return v16_max(v16_zero(), z); /* max keeps a NaN that comes second */
     if (activation == CK_SILU)
-        return v16_mul(z, v16_sigmoid(z));
+        return v16_silu(z);
     return z;
 }
 

@@ -1,15 +1,10 @@
 #include "kernels/kernel.h"
-#include "simd/math.h"
+#include "simd/activation.h"
 
 static inline v16
 slope(v16 z, int64_t activation)
 {
-    const v16 one = v16_splat(1.0f);
-    if (activation == CK_SILU) {
-        const v16 s = v16_sigmoid(z);
-        return v16_fma(v16_mul(z, s), v16_sub(one, s), s);
-    }
-    return one;
+    return activation == CK_SILU ? v16_silu_slope(z) : v16_splat(1.0f);
 }
 
 CK_KERNEL(linear_dz)

@@ -1,6 +1,6 @@
 #include "words.h"
 
-#include "simd/math.h"
+#include "simd/activation.h"
 #include "simd/words.h"
 
 #include <string.h>
@@ -36,7 +36,9 @@
     _(exp, v16_exp(X))                                               \
     _(log, v16_log(X))                                               \
     _(sigmoid, v16_sigmoid(X))                                       \
-    _(tanh, v16_tanh(X))
+    _(tanh, v16_tanh(X))                                             \
+    _(silu, v16_silu(X))                                             \
+    _(silu_slope, v16_silu_slope(X))
 
 #define X v16_load_f32(x + c, left)
 #define Y v16_load_f32(y + c, left)

@@ -1,5 +1,5 @@
 /*
- * words_sweep FIRST LAST STEP ISA...: the functions of simd/math.h at the floats whose bits are FIRST, FIRST + STEP, ...
+ * words_sweep FIRST LAST STEP ISA...: the functions of simd/math.h, and silu, at the floats whose bits are FIRST, FIRST + STEP, ...
  * up to LAST, against libm in double.  Prints a line for each: function, set, largest error in ulp, where; and the
  * number of results that differ between avx512 and avx2, and between baseline and portable, which must be none.
  *
@@ -17,11 +17,12 @@
 enum { BLOCK = 4096 };
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double silu(double x) { return x / (1 + exp(-x)); }
 
 static const struct {
     const char *name;
     double (*exact)(double);
-} functions[] = {{"exp", exp}, {"log", log}, {"sigmoid", sigmoid}, {"tanh", tanh}};
+} functions[] = {{"exp", exp}, {"log", log}, {"sigmoid", sigmoid}, {"tanh", tanh}, {"silu", silu}};
 enum { FUNCTIONS = sizeof functions / sizeof *functions };
 
 static struct set {
