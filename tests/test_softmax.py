@@ -164,6 +164,14 @@ def test_softmax_of_extremes(isa):
     assert_both(x, dy, y, ck.softmax_backward(dy, ctx).x)
 
 
+def test_softmax_of_a_row_with_nan_is_nan_as_in_torch(isa):
+    x = np.array([[np.nan, 1, 2], [3, np.nan, 4], [np.inf, 5, 6], [-np.inf, 7, 8]], "f4")
+    seen = np.tril(np.ones((4, 3), bool))
+    want = torch_softmax(torch.tensor(x), mask=torch.tensor(seen)).numpy()
+    np.testing.assert_array_equal(np.isnan(ck.softmax(x, causal=True)), np.isnan(want))
+    np.testing.assert_array_equal(np.isnan(ck.softmax(x, mask=seen)), np.isnan(want))
+
+
 def test_softmax_of_masked_rows(isa):
     x = np.array([[1, 2, 3], [-np.inf, -np.inf, 1], [-np.inf, 1, 2]], "f4")
     mask = np.array([[False] * 3, [True, True, False], [False, True, True]])

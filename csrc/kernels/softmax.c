@@ -55,10 +55,10 @@ masked_row(const struct ck_softmax_fwd *a, size_t r, size_t n, float *row, float
 }
 
 static inline void
-clear(elem *y, size_t n)
+fill(elem *y, size_t n, v16 with)
 {
     for (size_t c = 0; c < n; c += 16)
-        v16_store(y + c, v16_zero(), n - c);
+        v16_store(y + c, with, n - c);
 }
 
 /* The exponentials are kept as floats in the thread's scratch: y may be of 16 bits, and taking them twice costs more. */
@@ -76,7 +76,7 @@ CK_KERNEL(softmax_fwd)
         double sum = 0;
 
         if (masked && !masked_row(a, r, n, row, &peak)) {
-            clear(y, a->C);
+            fill(y, a->C, v16_zero());
             continue;
         }
         if (!masked) {
@@ -100,7 +100,7 @@ CK_KERNEL(softmax_fwd)
         const v16 inverse = v16_splat((float)(1 / sum));
         for (size_t c = 0; c < n; c += 16)
             v16_store(y + c, v16_mul(v16_load_f32(row + c, n - c), inverse), n - c);
-        clear(y + n, a->C - n);
+        fill(y + n, a->C - n, v16_mul(v16_zero(), inverse)); /* 0, but NaN in a row of NaN */
     }
 }
 

@@ -11,8 +11,8 @@
  *     dx[r,c] = scale * y[r,c] * (dy[r,c] - dot[r])
  *
  * `queries` is the size of the last axis but one: query t of them stands at position t, and sees c <= t.  What is masked
- * is 0 in y, whatever x holds there; a row of which everything is masked is 0.  A row of -inf that is not masked gives
- * NaN, as in PyTorch.  Saved for backward: y.  In place: y may be x; dx may be dy or y.  Sums over c in blocks of
+ * is 0 in y, whatever x holds there; a row of which everything is masked is 0.  A row whose sum is NaN, or 0 because all
+ * that is not masked is -inf, is NaN throughout, as in PyTorch.  Saved for backward: y.  In place: y may be x; dx may be dy or y.  Sums over c in blocks of
  * CK_SOFTMAX_BLOCK, 16 lanes in each, block by block in double.
  */
 #define CK_ARGS_softmax_fwd(_)               \
