@@ -226,6 +226,18 @@ def test_linear_of_extremes(isa):
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
 
 
+@pytest.mark.parametrize("isa", [isa for isa in ck.isas() if isa != "reference"])  # which rounds once, at the end
+def test_linear_silu_has_the_bits_of_silu(isa, rng):
+    with ck.use(isa):
+        x, w, b, _ = inputs(rng, 7, 40, 33)
+        y, ctx = ck.linear_forward(x, w, b, activation="silu")
+        assert y.tobytes() == ck.silu(ck.linear(x, w, b)).tobytes()
+        dy = rng.standard_normal(y.shape).astype("f4")
+        dz = ck.silu_backward(dy, ck.silu_forward(ck.linear(x, w, b))[1]).x
+        plain = ck.linear_backward(dz, ck.linear_forward(x, w, b)[1])
+        assert [g.tobytes() for g in ck.linear_backward(dy, ctx)[:3]] == [g.tobytes() for g in plain[:3]]
+
+
 def test_linear_silu_far_from_zero(isa):
     w = np.ones((1, 1), "f4")
     for z in -1e30, -200, -104, -89, -88, -5, -1e-30, 0, 1e-30, 88, 200, 1e30:  # each alone: no large one hides a small

@@ -1,12 +1,6 @@
 #include "kernels/kernel.h"
 #include "simd/activation.h"
 
-static inline v16
-slope(v16 z, int64_t activation)
-{
-    return activation == CK_SILU ? v16_silu_slope(z) : v16_splat(1.0f);
-}
-
 CK_KERNEL(linear_dz)
 {
     for (size_t r = task.begin; r < task.end; r++) {
@@ -18,8 +12,8 @@ CK_KERNEL(linear_dz)
         else
             for (size_t n = 0; n < a->N; n += 16) {
                 v16 g = v16_load(dy + n, a->N - n);
-                if (a->activation != CK_NO_ACTIVATION)
-                    g = v16_mul(g, slope(v16_load(pre + n, a->N - n), a->activation));
+                if (a->activation == CK_SILU)
+                    g = v16_mul(g, v16_silu_slope(v16_load(pre + n, a->N - n)));
                 v16_store(dz + n, g, a->N - n);
             }
     }
