@@ -51,6 +51,16 @@ numpy_type(ck_dl_type t)
     }
 }
 
+/* Its name, as far as there is one: "bfloat16", say. */
+static void
+refuse_type(ck_dl_type t, const char *op, const char *name)
+{
+    static const char *const kinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    const char *kind = t.code < sizeof kinds / sizeof *kinds ? kinds[t.code] : "of an unknown kind, ";
+    PyErr_Format(PyExc_TypeError, "%s(): '%s' has dtype %s%d%s, which is not supported", op, name, kind, (int)t.bits,
+                 t.lanes != 1 ? " in vectors" : "");
+}
+
 /* A NumPy array on the tensor's memory, which `owner` keeps alive.  Steals owner. */
 static PyObject *
 array_on(const ck_dl_tensor *t, bool writeable, PyObject *owner, const char *op, const char *name)
@@ -59,8 +69,10 @@ array_on(const ck_dl_tensor *t, bool writeable, PyObject *owner, const char *op,
     const int type = numpy_type(t->dtype), bytes = t->dtype.bits / 8;
 
     if (type == NPY_NOTYPE || t->ndim > NPY_MAXDIMS) {
-        PyErr_Format(PyExc_TypeError, "%s(): '%s' has a dtype that is not supported (DLPack code %d, %d bits)", op, name,
-                     t->dtype.code, t->dtype.bits);
+        if (type == NPY_NOTYPE)
+            refuse_type(t->dtype, op, name);
+        else
+            PyErr_Format(PyExc_TypeError, "%s(): '%s' has %d axes, more than %d", op, name, t->ndim, NPY_MAXDIMS);
         Py_DECREF(owner);
         return NULL;
     }

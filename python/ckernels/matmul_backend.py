@@ -3,9 +3,24 @@ import os
 from pathlib import Path
 
 from ckernels import _ck
-from ckernels._ck import get_matmul_backend
 
 __all__ = ["get_matmul_backend", "set_matmul_backend"]
+
+
+def get_matmul_backend():
+    """Return what ``linear`` and ``matmul`` multiply with.
+
+    Returns
+    -------
+    {"ckernels", "openblas"}
+
+    Examples
+    --------
+    >>> import ckernels as ck
+    >>> ck.get_matmul_backend()
+    'ckernels'
+    """
+    return _ck.get_matmul_backend()
 
 
 def set_matmul_backend(name):

@@ -82,6 +82,22 @@ def silu_backward(dy, ctx, *, out=None, accumulate=False):
     -------
     Gradients
         ``x`` like x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.silu_forward(np.float32([0, 0]))
+    >>> ck.silu_backward(np.float32([1, 2]), ctx).x
+    array([0.5, 1. ], dtype=float32)
     """
     check_context("silu_backward", Context, ctx)
     out = gradients("silu_backward", Gradients, out)

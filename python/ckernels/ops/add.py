@@ -86,6 +86,22 @@ def add_backward(dy, ctx, *, out=None, accumulate=False):
     -------
     Gradients
         ``x`` and ``y``, each an array of its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
+    Notes
+    -----
+    Error: none for x, half an ulp for y.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.add_forward(np.float32([1, 2]), np.float32([3, 4]), alpha=2.0)
+    >>> ck.add_backward(np.float32([1, 1]), ctx).y
+    array([2., 2.], dtype=float32)
     """
     check_context("add_backward", Context, ctx)
     return Gradients(*_ck.add_bwd(*gradients("add_backward", Gradients, out), dy, ctx.alpha))

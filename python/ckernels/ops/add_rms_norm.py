@@ -97,6 +97,23 @@ def add_rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     Gradients
         ``x`` and ``residual`` have the same gradient, and are one array; where ``out`` holds two, both are written.
         ``weight`` float32 [C].
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.  The weight's gradient is
+    summed over fixed blocks of rows, then block by block in double.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> (y, h), ctx = ck.add_rms_norm_forward(np.float32([[1, 2]]), np.float32([[2, 2]]), np.float32([1, 1]), eps=0.0)
+    >>> ck.add_rms_norm_backward((np.float32([[1, 0]]), np.float32([[0, 0]])), ctx).weight
+    array([0.84852815, 0.        ], dtype=float32)
     """
     if not isinstance(dy, (tuple, list)) or len(dy) != 2:
         raise TypeError("add_rms_norm_backward(): 'dy' must be a tuple of two arrays, of the norm and of the sum")

@@ -202,6 +202,25 @@ def scaled_dot_product_attention_backward(dy, ctx, *, out=None, accumulate=False
     -------
     Gradients
         ``q``, ``k``, ``v`` like the inputs, ``sinks`` float32 [H] or None.  A float mask gets none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.  Probabilities are computed
+    again, block by block, from the row's maximum and sum: no array [T, S] of a whole head is made.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> q = np.zeros((1, 1, 1, 2), "f4"); k = np.zeros((1, 1, 2, 2), "f4")
+    >>> y, ctx = ck.scaled_dot_product_attention_forward(q, k, k)
+    >>> ck.scaled_dot_product_attention_backward(np.ones_like(y), ctx).v
+    array([[[[0.5, 0.5],
+             [0.5, 0.5]]]], dtype=float32)
     """
     check_context(f"{_NAME}_backward", Context, ctx)
     dlse = None

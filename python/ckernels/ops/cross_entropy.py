@@ -130,7 +130,18 @@ def cross_entropy_backward(dy, ctx, *, out=None, accumulate=False):
     IndexError
         A target outside the table; nothing is written.
     TypeError, ValueError
-        An argument of the wrong kind, dtype, shape, layout, or overlapping ``out``.
+        An argument of the wrong kind, dtype, shape, layout, another op's ``ctx``, or overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.cross_entropy_forward(np.zeros((1, 2), "f4"), np.array([1]))
+    >>> ck.cross_entropy_backward(1.0, ctx).logits
+    array([[ 0.5, -0.5]], dtype=float32)
     """
     check_context("cross_entropy_backward", Context, ctx)
     dlogits = gradients("cross_entropy_backward", Gradients, out).logits

@@ -109,6 +109,22 @@ def swiglu_backward(dy, ctx, *, out=None, accumulate=False):
     -------
     Gradients
         ``gate`` and ``up`` [..., F]; where forward had no ``up``, ``gate`` [..., 2F] holds both and ``up`` is None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.swiglu_forward(np.float32([0, 0]), np.float32([2, 4]))
+    >>> ck.swiglu_backward(np.float32([1, 1]), ctx).gate
+    array([1., 2.], dtype=float32)
     """
     check_context("swiglu_backward", Context, ctx)
     dgate, dup = gradients("swiglu_backward", Gradients, out)

@@ -117,10 +117,23 @@ def linear_backward(dy, ctx, *, out=None, accumulate=False):
         ``x`` [..., K], ``weight`` [N, K] plain even for a packed weight, ``bias`` [N] or None, ``residual`` a copy of
         ``dy`` or None.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
     Notes
     -----
     The gradient of x sums over n, that of weight over the rows, both in the order of :func:`linear`; that of bias over
-    the rows in double.  A packed weight's own array is read for the gradient of x.
+    the rows in double.  A packed weight's own array is read for the gradient of x.  Error: at most
+    3 times PyTorch's own against float64, plus 2 ulp of the largest result.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.linear_forward(np.float32([[1, 2]]), np.float32([[3, 4]]), np.float32([5]))
+    >>> ck.linear_backward(np.float32([[1]]), ctx).weight
+    array([[1., 2.]], dtype=float32)
     """
     check_context("linear_backward", Context, ctx)
     absent = [name for name in ("bias", "residual") if not getattr(ctx, name)]

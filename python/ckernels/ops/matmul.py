@@ -103,6 +103,23 @@ def matmul_backward(dy, ctx, *, out=None, accumulate=False):
     -------
     Gradients
         ``a`` and ``b`` like the operands; that of a ``b`` which all items share is summed over them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.  The order of additions is
+    that of :func:`matmul`.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.matmul_forward(np.float32([[1, 2]]), np.float32([[3], [4]]))
+    >>> ck.matmul_backward(np.float32([[1]]), ctx).a
+    array([[3., 4.]], dtype=float32)
     """
     check_context("matmul_backward", Context, ctx)
     da, db = gradients("matmul_backward", Gradients, out)

@@ -91,6 +91,23 @@ def rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     -------
     Gradients
         ``x`` like x, ``weight`` float32 [C] or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.  The weight's gradient is
+    summed over fixed blocks of rows, then block by block in double.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.rms_norm_forward(np.float32([[3, 4]]), np.float32([1, 1]), eps=0.0)
+    >>> ck.rms_norm_backward(np.float32([[1, 0]]), ctx).weight
+    array([0.84852815, 0.        ], dtype=float32)
     """
     check_context("rms_norm_backward", Context, ctx)
     dx, dweight = gradients("rms_norm_backward", Gradients, out, () if ctx.weight is not None else ("weight",))

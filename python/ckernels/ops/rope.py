@@ -173,6 +173,24 @@ def rope_backward(dy, ctx, *, out=None, accumulate=False):
     -------
     Gradients
         ``x`` like x.  The tables have no gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape or layout, another op's ``ctx``, overlapping ``out``.
+    IndexError
+        ``ctx.positions`` points outside the table; nothing is written.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.rope_forward(np.float32([[3, 4]]), np.float32([[0]]), np.float32([[1]]))
+    >>> ck.rope_backward(y, ctx).x
+    array([[3., 4.]], dtype=float32)
     """
     check_context("rope_backward", Context, ctx)
     out = gradients("rope_backward", Gradients, out)

@@ -100,7 +100,18 @@ def softmax_backward(dy, ctx, *, out=None, accumulate=False):
     Raises
     ------
     TypeError, ValueError
-        An argument of the wrong kind, dtype, shape, layout, or overlapping ``out``.
+        An argument of the wrong kind, dtype, shape, layout, another op's ``ctx``, or overlapping ``out``.
+
+    Notes
+    -----
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> y, ctx = ck.softmax_forward(np.float32([[0, 0]]))
+    >>> ck.softmax_backward(np.float32([[1, 0]]), ctx).x
+    array([[ 0.25, -0.25]], dtype=float32)
     """
     check_context("softmax_backward", Context, ctx)
     out = gradients("softmax_backward", Gradients, out)
