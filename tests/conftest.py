@@ -6,7 +6,9 @@ import pytest
 
 import ckernels as ck
 
-SEED = int(os.environ.get("CK_TEST_SEED", np.random.SeedSequence().entropy % 10**9))
+_seed = os.environ.get("CK_TEST_SEED", "0")
+# The same inputs every time, so that a red test is red again; CK_TEST_SEED=random draws others, and prints which.
+SEED = np.random.SeedSequence().entropy % 10**9 if _seed == "random" else int(_seed)
 BUILT = ("avx512", "avx2", "baseline", "reference")
 
 

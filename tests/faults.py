@@ -125,7 +125,7 @@ def plant(fault):
             raise RuntimeError(f"{fault.name}: does not build\n{build.stderr[-2000:]}")
         run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *fault.tests.split()], cwd=root,
                              text=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(root / "python")})
-    red = re.findall(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.M)
+    red = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.M)
     crashed = run.returncode < 0 or run.returncode > 1
     return red or ([f"the run ended with a crash (signal {-run.returncode})"] if crashed else [])
 
