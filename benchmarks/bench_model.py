@@ -44,7 +44,7 @@ def bench_real_model(seconds):
 
         def decode_theirs():
             theirs(tids[:, 256:257], past_key_values=past, use_cache=True)
-            past.crop(256)
+            past.crop(-1)
 
         line("SmolLM2-135M, decode after 256", decode, decode_theirs, seconds, 1)
 

@@ -48,7 +48,7 @@ def places():
                 yield f"docs/ops/{family}.md"
 
 
-@pytest.mark.parametrize("place", places())
+@pytest.mark.parametrize("place", list(places()))
 def test_op_has_its_place(place):
     assert (ROOT / place).is_file()
 

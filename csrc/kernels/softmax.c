@@ -14,6 +14,53 @@ scaled(const elem *x, size_t n, v16 scale)
     return n >= 16 ? z : v16_select(v16_first(n), z, v16_splat(-INFINITY));
 }
 
+/* The largest of scale * x. */
+static inline float
+largest(const elem *x, size_t n, v16 scale)
+{
+    v16 peaks = v16_splat(-INFINITY);
+    size_t c = 0;
+    for (; c + 16 <= n; c += 16)
+        peaks = v16_max(peaks, v16_mul(v16_load(x + c, 16), scale));
+    if (c < n)
+        peaks = v16_max(peaks, scaled(x + c, n - c, scale));
+    return v16_peak(peaks);
+}
+
+/* row = exp(scale * x - peak), and their sum, of a block of n elements: whole vectors first, which pipeline better. */
+static inline float
+exponentials(float *row, const elem *x, size_t n, v16 scale, v16 peak)
+{
+    v16 sums = v16_zero();
+    size_t c = 0;
+    for (; c + 16 <= n; c += 16) {
+        const v16 e = v16_exp(v16_sub(v16_mul(v16_load(x + c, 16), scale), peak));
+        sums = v16_add(sums, e);
+        v16_store_f32(row + c, e, 16);
+    }
+    if (c < n) {
+        const v16 e = v16_exp(v16_sub(scaled(x + c, n - c, scale), peak));
+        sums = v16_add(sums, e);
+        v16_store_f32(row + c, e, n - c);
+    }
+    return v16_sum(sums);
+}
+
+/* The same where row holds what is masked already: -inf less a peak of -inf is no number. */
+static inline float
+masked_exponentials(float *row, size_t n, v16 peak)
+{
+    const v16 nothing = v16_splat(-INFINITY);
+    v16 sums = v16_zero();
+    for (size_t c = 0; c < n; c += 16) {
+        const v16 z = v16_load_or_f32(row + c, n - c, -INFINITY);
+        const v16 e = v16_select(v16_eq(z, nothing), v16_zero(), v16_exp(v16_sub(z, peak)));
+        sums = v16_add(sums, e);
+        v16_store_f32(row + c, e, n - c);
+    }
+    return v16_sum(sums);
+}
+
 /* Up to 16 elements of a mask as numbers to add: 0 or -inf for a boolean; -inf behind the n that are left. */
 static inline v16
 mask_words(const char *mask, ptrdiff_t step, bool boolean, size_t n)
@@ -79,26 +126,18 @@ CK_KERNEL(softmax_fwd)
             fill(y, a->C, v16_zero());
             continue;
         }
-        if (!masked) {
-            v16 peaks = v16_splat(-INFINITY);
-            for (size_t c = 0; c < n; c += 16)
-                peaks = v16_max(peaks, scaled(x + c, n - c, scale));
-            peak = v16_peak(peaks);
-        }
+        if (!masked)
+            peak = largest(x, n, scale);
         for (size_t begin = 0; begin < n; begin += BLOCK) {
-            v16 sums = v16_zero();
-            for (size_t c = begin, end = block_end(begin, n); c < end; c += 16) {
-                const v16 z = masked ? v16_load_or_f32(row + c, n - c, -INFINITY) : scaled(x + c, n - c, scale);
-                v16 e = v16_exp(v16_sub(z, v16_splat(peak)));
-                if (masked) /* -inf less a peak of -inf is no number */
-                    e = v16_select(v16_eq(z, v16_splat(-INFINITY)), v16_zero(), e);
-                sums = v16_add(sums, e);
-                v16_store_f32(row + c, e, n - c);
-            }
-            sum += v16_sum(sums);
+            const size_t size = block_end(begin, n) - begin;
+            sum += masked ? masked_exponentials(row + begin, size, v16_splat(peak))
+                          : exponentials(row + begin, x + begin, size, scale, v16_splat(peak));
         }
         const v16 inverse = v16_splat((float)(1 / sum));
-        for (size_t c = 0; c < n; c += 16)
+        size_t c = 0;
+        for (; c + 16 <= n; c += 16)
+            v16_store(y + c, v16_mul(v16_load_f32(row + c, 16), inverse), 16);
+        if (c < n)
             v16_store(y + c, v16_mul(v16_load_f32(row + c, n - c), inverse), n - c);
         fill(y + n, a->C - n, v16_mul(v16_zero(), inverse)); /* 0, but NaN in a row of NaN */
     }
