@@ -59,7 +59,7 @@ FAULTS = [
             "            v16_store(y + c, v16_mul(scaled, scales(a->weight, (float)a->offset, c, C - c)), C - c + 1);")],
           "tests/test_rms_norm.py"),
     Fault("rms_norm: a term of the Jacobian missing",
-          [("csrc/kernels/rms_norm.c", "v16_fma(xc, shrink, v16_mul(g, scale))", "v16_mul(g, scale)")],
+          [("csrc/kernels/rms_norm.c", "v16_mul(scale, v16_fma(xc, pull, g))", "v16_mul(scale, g)")],
           "tests/test_rms_norm.py tests/test_decoder.py"),
     Fault("gradients: not accumulated",
           [("csrc/kernels/sum_rows.c", "a->accumulate ? a->sum[c + i] + sum[i] : sum[i]", "sum[i]")],

@@ -45,12 +45,12 @@ CK_KERNEL(add_rms_norm_bwd)
             dot = v16_fma(g, v16_load(h + c, C - c), dot);
         }
         const double rstd = a->rstd[r];
-        const v16 shrink = v16_splat((float)(-rstd * rstd * rstd * v16_sum(dot) / (double)C));
+        const v16 pull = v16_splat((float)(-rstd * rstd * v16_sum(dot) / (double)C));
 
         for (size_t c = 0; c < C; c += 16) {
             const v16 hc = v16_load(h + c, C - c), dyc = v16_load(dy + c, C - c), dhc = v16_load(dh + c, C - c);
             const v16 g = v16_mul(dyc, v16_load_f32(a->weight + c, C - c));
-            const v16 sum = v16_add(dhc, v16_fma(hc, shrink, v16_mul(g, scale)));
+            const v16 sum = v16_add(dhc, v16_mul(scale, v16_fma(hc, pull, g)));
             if (dweight != NULL) {
                 const v16 before = r == task.begin ? v16_zero() : v16_load_f32(dweight + c, C - c);
                 v16_store_f32(dweight + c, v16_fma(dyc, v16_mul(hc, scale), before), C - c);

@@ -53,7 +53,7 @@ CK_KERNEL(rms_norm_bwd)
             dot = v16_fma(g, v16_load(x + c, C - c), dot);
         }
         const v16 scale = v16_splat(rstd);
-        const v16 shrink = v16_splat((float)(-(double)rstd * rstd * rstd * v16_sum(dot) / (double)C));
+        const v16 pull = v16_splat((float)(-(double)rstd * rstd * v16_sum(dot) / (double)C));
 
         for (size_t c = 0; c < C; c += 16) {
             const v16 xc = v16_load(x + c, C - c), dyc = v16_load(dy + c, C - c);
@@ -62,7 +62,7 @@ CK_KERNEL(rms_norm_bwd)
                 const v16 before = first ? v16_zero() : v16_load_f32(dweight + c, C - c);
                 v16_store_f32(dweight + c, v16_fma(dyc, v16_mul(xc, scale), before), C - c);
             }
-            v16_store(dx + c, v16_fma(xc, shrink, v16_mul(g, scale)), C - c);
+            v16_store(dx + c, v16_mul(scale, v16_fma(xc, pull, g)), C - c); /* what cancels is rounded least so */
         }
     }
 }
