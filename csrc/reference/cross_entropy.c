@@ -17,6 +17,7 @@ CK_KERNEL(cross_entropy_fwd)
         if (t != a->ignore_index) {
             for (size_t v = 0; v < a->V; v++)
                 peak = fmax(peak, capped(&logits[v], a->softcap));
+            peak = (float)peak; /* as it is saved, so that the sum is relative to what backward will read */
             for (size_t v = 0; v < a->V; v++) {
                 sum += exp(capped(&logits[v], a->softcap) - peak);
                 all += capped(&logits[v], a->softcap);
