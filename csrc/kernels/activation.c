@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/activation.h"
 #include "ops/elementwise.h"
 #include "simd/activation.h"
 

@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/add.h"
 #include "ops/elementwise.h"
 #include "simd/words.h"
 

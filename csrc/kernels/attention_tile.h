@@ -8,6 +8,7 @@
  * fused multiply-adds over the depth, ascending, whatever the tile: so a row's bits do not depend on its neighbours.
  */
 #include "kernels/kernel.h"
+#include "ops/attention.h"
 #include "simd/math.h"
 #include "simd/tile.h"
 #include "simd/words.h"

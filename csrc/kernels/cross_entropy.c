@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/cross_entropy.h"
 #include "simd/math.h"
 #include "simd/words.h"
 

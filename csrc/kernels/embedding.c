@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/embedding.h"
 #include "simd/words.h"
 
 #include <string.h>

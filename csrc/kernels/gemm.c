@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/gemm.h"
 #include "simd/activation.h"
 #include "simd/panel.h"
 

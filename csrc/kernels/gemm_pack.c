@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/gemm_pack.h"
 #include "simd/panel.h"
 
 CK_KERNEL(gemm_pack)

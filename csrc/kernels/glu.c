@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/glu.h"
 #include "ops/elementwise.h"
 #include "simd/activation.h"
 

@@ -11,21 +11,18 @@
  *
  * defines ck_softmax_fwd_bf16_avx2, with `a` its arguments and `task` its share of them.  A kernel is serial, does
  * not allocate and cannot fail.  Nothing but CK_KERNEL names leaves a kernel's object: a helper compiled with
- * AVX-512 flags could otherwise be the copy the linker keeps for everyone.
+ * AVX-512 flags could otherwise be the copy the linker keeps for everyone.  Each includes the header of its own op and
+ * no other's, so that a new op compiles its own kernels alone.
  */
-#include "ops/ops.h"
+#include "ops/op.h"
 
 #define CK_NAME__(op, dtype, isa) ck_##op##_##dtype##_##isa
 #define CK_NAME_(op, dtype, isa) CK_NAME__(op, dtype, isa)
 #define CK_NAME(op) CK_NAME_(op, CK_DTYPE, CK_ISA)
 
-#define CK_OP(op, called) ck_kernel CK_NAME(op);
-#define CK_LAYER(op, called)
-#define CK_PART(op) ck_kernel CK_NAME(op);
-#include "ops.def"
-
 #define CK_KERNEL(op)                                              \
     static void op##_body(const struct ck_##op *a, ck_task task);  \
+    ck_kernel CK_NAME(op);                                         \
     void CK_NAME(op)(const void *args, ck_task task)               \
     {                                                              \
         op##_body(args, task);                                     \

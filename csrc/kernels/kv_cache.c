@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/kv_cache.h"
 
 #include <string.h>
 

@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/linear_dz.h"
 #include "simd/activation.h"
 
 CK_KERNEL(linear_dz)

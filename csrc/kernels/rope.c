@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/rope.h"
 #include "simd/words.h"
 
 #include <math.h>

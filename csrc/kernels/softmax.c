@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/softmax.h"
 #include "simd/math.h"
 #include "simd/words.h"
 

@@ -1,4 +1,5 @@
 #include "kernels/kernel.h"
+#include "ops/sum_rows.h"
 
 /* Plain loops: bound by memory, and the compiler knows doubles. */
 CK_KERNEL(sum_rows)

@@ -1,5 +1,6 @@
 /* The kernels of this pass: one table per instruction set and dtype. */
 #include "kernels/kernel.h"
+#include "ops/ops.h"
 
 #define CK_STRING_(x) #x
 #define CK_STRING(x) CK_STRING_(x)
@@ -8,6 +9,11 @@
 #define CK_DTYPE_f16 CK_F16
 #define CK_ENUM_(d) CK_DTYPE_##d
 #define CK_ENUM(d) CK_ENUM_(d)
+
+#define CK_OP(op, called) ck_kernel CK_NAME(op);
+#define CK_LAYER(op, called)
+#define CK_PART(op) ck_kernel CK_NAME(op);
+#include "ops.def"
 
 extern const ck_kernels CK_NAME(kernels);
 const ck_kernels CK_NAME(kernels) = {

@@ -1,6 +1,6 @@
 #ifndef CK_GEMM_PACK_H
 #define CK_GEMM_PACK_H
-#include "ops/op.h"
+#include "ops/gemm.h"
 /*
  * gemm_pack -- the right operand of a product in the order in which every kernel reads it
  *

@@ -1,6 +1,6 @@
 #ifndef CK_LINEAR_DZ_H
 #define CK_LINEAR_DZ_H
-#include "ops/op.h"
+#include "ops/gemm.h"
 /*
  * linear_dz -- the gradient before linear's activation
  *

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/activation.h"
 
 static double
 sigmoid(double x)

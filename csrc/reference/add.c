@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/add.h"
 
 CK_KERNEL(add_fwd)
 {

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/add_rms_norm.h"
 
 CK_KERNEL(add_rms_norm_fwd)
 {

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/attention.h"
 
 /* Row (b, i, j) of an array with three leading axes. */
 static const elem *

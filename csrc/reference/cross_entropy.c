@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/cross_entropy.h"
 
 static double
 capped(const elem *logit, double softcap)

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/embedding.h"
 
 CK_KERNEL(embedding_fwd)
 {

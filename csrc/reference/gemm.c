@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/gemm.h"
 
 static double
 activate(double z, int64_t activation)

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/gemm_pack.h"
 
 CK_KERNEL(gemm_pack)
 {

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/glu.h"
 
 static double
 at(const ck_array *x, size_t F, size_t i)

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/kv_cache.h"
 
 CK_KERNEL(kv_cache_append)
 {

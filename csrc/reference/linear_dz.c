@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/linear_dz.h"
 
 CK_KERNEL(linear_dz)
 {

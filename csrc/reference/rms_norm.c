@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/rms_norm.h"
 
 CK_KERNEL(rms_norm_fwd)
 {

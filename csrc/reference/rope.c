@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/rope.h"
 
 /* Item i of the task is (block, n), n fastest, with i = block * N + n. */
 static void

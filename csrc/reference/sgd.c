@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/sgd.h"
 
 CK_KERNEL(sgd_step)
 {

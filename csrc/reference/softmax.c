@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/softmax.h"
 
 static double
 z_at(const struct ck_softmax_fwd *a, size_t r, size_t c)

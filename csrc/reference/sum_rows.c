@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/sum_rows.h"
 
 CK_KERNEL(sum_rows)
 {
