@@ -35,7 +35,7 @@ ISAS = {"reference": ("csrc/reference", ["-O2", "-ffp-contract=off"]),
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ("csrc/kernels", [*FAST, "-mavx2", "-mfma", "-mf16c", "-mbmi2"])
     ISAS["avx512"] = ("csrc/kernels", [*FAST, "-march=x86-64-v4", "-mprefer-vector-width=512"])
-DTYPES = ["f32"]
+DTYPES = ["f32", "bf16", "f16"]
 BLAS = "libscipy_openblas.so"
 
 

@@ -8,7 +8,7 @@
  *     ck_set_threads(2);
  *     ck_status status = ck_rms_norm_fwd(k, &(struct ck_rms_norm_fwd){
  *         .y = ck_rows(y, R, C, sizeof(float)), .x = ck_rows(x, R, C, sizeof(float)),
- *         .weight = w, .eps = 1e-6, .R = R, .C = C});
+ *         .weight = ck_rows(w, 1, C, sizeof(float)), .eps = 1e-6, .R = R, .C = C});
  *     if (status != CK_OK)
  *         fprintf(stderr, "rms_norm: %s\n", ck_error_text());
  *

@@ -70,11 +70,12 @@ PAIRS = [pair for pair in (("avx512", "avx2"), ("baseline", "portable")) if set(
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_pairs_give_the_same_bits_for_every_word(pair, rng):
     x, y, z = samples(rng)
-    y_bf16 = (y.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    with np.errstate(all="ignore"):
+        rounded = {"bf16": (y.view(np.uint32) & 0xFFFF0000).view(np.float32), "f16": y.astype(np.float16).astype(np.float32)}
     names = set(native.words(pair[0]))
     assert names == set(native.words(pair[1])) and len(names) > 25
     for name in sorted(names - {"lanes", "lanes_or"}):
-        a, b = (native.run_word(isa, name, x, y_bf16 if name == "bf16" else y, z) for isa in pair)
+        a, b = (native.run_word(isa, name, x, rounded.get(name, y), z) for isa in pair)
         assert same_bits(a, b), name
 
 
@@ -164,12 +165,25 @@ def test_split_gives_mantissa_and_exponent(words, rng):
     assert np.array_equal(native.run_word(words, "pow2_shifted", i), np.float32(2.0) ** i)
 
 
-def test_bfloat16_rounds_to_nearest_even(words, rng):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    x = samples(rng)[0]
+def every_half(words, name, dtype, rng):
+    """Values at, beside and halfway between all numbers of 16 bits, and floats of every size; what NumPy makes of them."""
+    numbers = np.arange(65536, dtype=np.uint16).view(dtype).astype(np.float32)
+    finite = np.sort(numbers[np.isfinite(numbers)])
     with np.errstate(all="ignore"):
-        exact = x.astype(ml_dtypes.bfloat16).astype(np.float32)
-    assert same_bits(native.run_word(words, "bf16", x, np.zeros_like(x)), exact)
+        halfway = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)
+        x = np.concatenate([numbers, halfway, np.nextafter(halfway, np.inf), np.nextafter(halfway, -np.inf), samples(rng)[0]])
+        x = np.concatenate([x, np.float32([65519.996, 65520, -65520, 65536, 2.0**-25, 2.0**-24 * 1.5, 1e-45])])
+        return native.run_word(words, name, x, np.zeros_like(x)), x.astype(dtype).astype(np.float32)
+
+
+def test_bfloat16_rounds_to_nearest_even(words, rng):
+    import ml_dtypes
+
+    assert same_bits(*every_half(words, "bf16", ml_dtypes.bfloat16, rng))
+
+
+def test_float16_rounds_to_nearest_even(words, rng):
+    assert same_bits(*every_half(words, "f16", np.float16, rng))
 
 
 EDGES = {

@@ -4,6 +4,7 @@
 #define CK_FILLS_NUMPY
 #include "bindings/call.h"
 #include "bindings/dlpack.h"
+#include "bindings/dtypes.h"
 #include "bindings/memory.h"
 
 #include <stdio.h>
@@ -44,46 +45,6 @@ ck_refuse_param(PyObject *kind, const ck_op *op, const ck_param *p, const char *
 }
 
 /* ---- one array ---- */
-
-static int
-take_type(ck_call *call, const ck_param *p, PyArrayObject *array)
-{
-    const int type = PyArray_TYPE(array);
-    const char *expected = "float32";
-
-    if (p->type == CK_TYPE_ids) {
-        if (type == NPY_INT32 || type == NPY_INT64 || type == NPY_LONGLONG)
-            return 0;
-        expected = "int32 or int64";
-    }
-    else if (p->type == CK_TYPE_int64_t) {
-        if (type == NPY_INT64 || type == NPY_LONGLONG)
-            return 0;
-        expected = "int64";
-    }
-    else if (p->type == CK_TYPE_double) {
-        if (type == NPY_FLOAT64)
-            return 0;
-        expected = "float64";
-    }
-    else if (p->kind == CK_MASK && type == NPY_BOOL) {
-        return 0;
-    }
-    else if (p->type == CK_TYPE_elem && type == NPY_FLOAT32 && (!call->has_dtype || call->dtype == CK_F32)) {
-        call->has_dtype = true;
-        call->dtype = CK_F32;
-        return 0;
-    }
-    else if (p->type == CK_TYPE_float && type == NPY_FLOAT32) {
-        return 0;
-    }
-    if (p->kind == CK_MASK)
-        expected = "bool or float32";
-    char buffer[64];
-    PyErr_Format(PyExc_TypeError, "%s(): '%s' must be %s, not %S", call->op->called,
-                 ck_called(call->op, p, buffer, sizeof buffer), expected, PyArray_DESCR(array));
-    return -1;
-}
 
 static int
 refuse_layout(const ck_call *call, const ck_param *p, PyArrayObject *array)
@@ -137,7 +98,7 @@ take_array(ck_call *call, int i, PyObject *object, void *field)
     const ck_param *p = &call->op->params[i];
 
     PyArrayObject *array = (PyArrayObject *)(call->array[i] = as_array(call, p, object));
-    if (array == NULL || take_type(call, p, array) < 0 || refuse_layout(call, p, array) < 0)
+    if (array == NULL || ck_take_type(call, i, array) < 0 || refuse_layout(call, p, array) < 0)
         return -1;
     Py_INCREF(object);
     call->object[i] = object;
@@ -158,11 +119,11 @@ static int
 make_array(ck_call *call, int i, void *field)
 {
     npy_intp dims[NPY_MAXDIMS];
-    const int type = call->op->params[i].type == CK_TYPE_double ? NPY_FLOAT64 : NPY_FLOAT32;
     const int n = ck_expected_shape(call, i, dims);
-    if (n < 0)
+    PyArray_Descr *descr = n >= 0 ? ck_type_to_make(call, i) : NULL;
+    if (descr == NULL)
         return -1;
-    PyObject *array = ck_new_array(n, dims, (PyObject *)PyArray_DescrFromType(type));
+    PyObject *array = ck_new_array(n, dims, (PyObject *)descr);
     if (array == NULL) {
         char what[256] = "finds no memory for its shape ";
         if (PyErr_ExceptionMatches(PyExc_MemoryError)) {

@@ -1,7 +1,7 @@
 /* Tensors of other libraries, as NumPy arrays on the same memory. */
 #include "bindings/dlpack.h"
 
-#include "bindings/numpy.h"
+#include "bindings/dtypes.h"
 
 static PyObject *str_dlpack, *str_dlpack_device, *no_arguments, *latest; /* latest: {"max_version": (1, 0)} */
 
@@ -33,21 +33,23 @@ release_versioned(PyObject *capsule)
         managed->deleter(managed);
 }
 
-static int
+/* A new reference, or NULL: with an exception set, or where NumPy has no such type. */
+static PyArray_Descr *
 numpy_type(ck_dl_type t)
 {
     if (t.lanes != 1)
-        return NPY_NOTYPE;
+        return NULL;
     switch (t.code * 256 + t.bits) {
-    case CK_DL_FLOAT * 256 + 16: return NPY_FLOAT16;
-    case CK_DL_FLOAT * 256 + 32: return NPY_FLOAT32;
-    case CK_DL_FLOAT * 256 + 64: return NPY_FLOAT64;
-    case CK_DL_INT * 256 + 32: return NPY_INT32;
-    case CK_DL_INT * 256 + 64: return NPY_INT64;
-    case CK_DL_INT * 256 + 8: return NPY_INT8;
-    case CK_DL_UINT * 256 + 8: return NPY_UINT8;
-    case CK_DL_BOOL * 256 + 8: return NPY_BOOL;
-    default: return NPY_NOTYPE;
+    case CK_DL_FLOAT * 256 + 16: return ck_dtype_descr(CK_F16);
+    case CK_DL_BFLOAT * 256 + 16: return ck_dtype_descr(CK_BF16);
+    case CK_DL_FLOAT * 256 + 32: return ck_dtype_descr(CK_F32);
+    case CK_DL_FLOAT * 256 + 64: return PyArray_DescrFromType(NPY_FLOAT64);
+    case CK_DL_INT * 256 + 32: return PyArray_DescrFromType(NPY_INT32);
+    case CK_DL_INT * 256 + 64: return PyArray_DescrFromType(NPY_INT64);
+    case CK_DL_INT * 256 + 8: return PyArray_DescrFromType(NPY_INT8);
+    case CK_DL_UINT * 256 + 8: return PyArray_DescrFromType(NPY_UINT8);
+    case CK_DL_BOOL * 256 + 8: return PyArray_DescrFromType(NPY_BOOL);
+    default: return NULL;
     }
 }
 
@@ -66,13 +68,15 @@ static PyObject *
 array_on(const ck_dl_tensor *t, bool writeable, PyObject *owner, const char *op, const char *name)
 {
     npy_intp dims[NPY_MAXDIMS], strides[NPY_MAXDIMS];
-    const int type = numpy_type(t->dtype), bytes = t->dtype.bits / 8;
+    PyArray_Descr *type = numpy_type(t->dtype);
+    const int bytes = t->dtype.bits / 8;
 
-    if (type == NPY_NOTYPE || t->ndim > NPY_MAXDIMS) {
-        if (type == NPY_NOTYPE)
+    if (type == NULL || t->ndim > NPY_MAXDIMS) {
+        if (type == NULL && !PyErr_Occurred())
             refuse_type(t->dtype, op, name);
-        else
+        else if (type != NULL)
             PyErr_Format(PyExc_TypeError, "%s(): '%s' has %d axes, more than %d", op, name, t->ndim, NPY_MAXDIMS);
+        Py_XDECREF((PyObject *)type);
         Py_DECREF(owner);
         return NULL;
     }
@@ -81,7 +85,7 @@ array_on(const ck_dl_tensor *t, bool writeable, PyObject *owner, const char *op,
         dims[d] = (npy_intp)t->shape[d];
         strides[d] = t->strides != NULL ? (npy_intp)t->strides[d] * bytes : step;
     }
-    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, PyArray_DescrFromType(type), t->ndim, dims, strides,
+    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, type, t->ndim, dims, strides,
                                            (char *)t->data + t->byte_offset, writeable ? NPY_ARRAY_WRITEABLE : 0, NULL);
     if (array == NULL)
         Py_DECREF(owner);

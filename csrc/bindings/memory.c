@@ -1,6 +1,6 @@
 #include "bindings/memory.h"
 
-#include "bindings/numpy.h"
+#include "bindings/dtypes.h"
 #include "runtime/arena.h"
 
 typedef struct {
@@ -126,6 +126,10 @@ ck_py_empty(PyObject *module, PyObject *const *args, Py_ssize_t n)
         return NULL;
     if (n == 1)
         descr = PyArray_DescrFromType(NPY_FLOAT32);
+    else if (PyUnicode_Check(args[1]) && PyUnicode_CompareWithASCIIString(args[1], "bfloat16") == 0) {
+        if ((descr = ck_dtype_descr(CK_BF16)) == NULL)
+            return NULL;
+    }
     else if (!PyArray_DescrConverter(args[1], &descr)) {
         if (PyErr_ExceptionMatches(PyExc_TypeError))
             PyErr_Format(PyExc_TypeError, "empty(): 'dtype' must be a number type, not %R", args[1]);

@@ -244,7 +244,7 @@ build_info(PyObject *module, PyObject *unused)
 #else
     const char *compiler = "gcc " __VERSION__;
 #endif
-    return Py_BuildValue("{s:s,s:s,s:N}", "compiler", compiler, "dtypes", "float32", "lacking", lacking);
+    return Py_BuildValue("{s:s,s:s,s:N}", "compiler", compiler, "dtypes", "float32,float16,bfloat16", "lacking", lacking);
 }
 
 /* Runs the handlers of signals that came while an op works; true when one raised. */

@@ -7,6 +7,7 @@
 CK_KERNEL(add_rms_norm_fwd)
 {
     const size_t C = a->C;
+    const float *weight = a->weight.data;
 
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r), *residual = ck_row(&a->residual, r); /* [r,:] */
@@ -24,7 +25,7 @@ CK_KERNEL(add_rms_norm_fwd)
 
         for (size_t c = 0; c < C; c += 16) {
             const v16 scaled = v16_mul(v16_load(h + c, C - c), v16_splat(rstd));
-            v16_store(y + c, v16_mul(scaled, v16_load_f32(a->weight + c, C - c)), C - c);
+            v16_store(y + c, v16_mul(scaled, v16_load_f32(weight + c, C - c)), C - c);
         }
     }
 }
@@ -33,7 +34,8 @@ CK_KERNEL(add_rms_norm_fwd)
 CK_KERNEL(add_rms_norm_bwd)
 {
     const size_t C = a->C;
-    float *dweight = a->dweight != NULL ? task.work : NULL;
+    const float *weight = a->weight.data;
+    float *dweight = a->dweight.data != NULL ? task.work : NULL;
 
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *h = ck_row(&a->h, r), *dy = ck_row(&a->dy, r), *dh = ck_row(&a->dh, r); /* [r,:] */
@@ -42,7 +44,7 @@ CK_KERNEL(add_rms_norm_bwd)
 
         v16 dot = v16_zero();
         for (size_t c = 0; c < C; c += 16) {
-            const v16 g = v16_mul(v16_load(dy + c, C - c), v16_load_f32(a->weight + c, C - c));
+            const v16 g = v16_mul(v16_load(dy + c, C - c), v16_load_f32(weight + c, C - c));
             dot = v16_fma(g, v16_load(h + c, C - c), dot);
         }
         const double rstd = a->rstd[r];
@@ -50,7 +52,7 @@ CK_KERNEL(add_rms_norm_bwd)
 
         for (size_t c = 0; c < C; c += 16) {
             const v16 hc = v16_load(h + c, C - c), dyc = v16_load(dy + c, C - c), dhc = v16_load(dh + c, C - c);
-            const v16 g = v16_mul(dyc, v16_load_f32(a->weight + c, C - c));
+            const v16 g = v16_mul(dyc, v16_load_f32(weight + c, C - c));
             const v16 sum = v16_add(dhc, v16_mul(scale, v16_fma(hc, pull, g)));
             if (dweight != NULL) {
                 const v16 before = r == task.begin ? v16_zero() : v16_load_f32(dweight + c, C - c);

@@ -10,7 +10,7 @@
 #include "kernels/kernel.h"
 #include "ops/attention.h"
 #include "simd/math.h"
-#include "simd/tile.h"
+#include "simd/panel.h"
 #include "simd/words.h"
 
 #include <math.h>
@@ -118,10 +118,11 @@ pack_rows(float *to, size_t depth, const char *rows, ptrdiff_t step, span of, si
 static inline void
 turn(float *to, const char *rows, ptrdiff_t step, size_t first, span of, size_t d, size_t D)
 {
-    static const float nothing[16];
     const float *from[16];
+    float wide[16 * 16];
     for (size_t i = 0; i < 16; i++) {
-        from[i] = first + i >= of.from && first + i < of.to ? (const float *)(rows + (ptrdiff_t)(first + i) * step) + d : nothing;
+        const elem *row = (const elem *)(rows + (ptrdiff_t)(first + i) * step) + d;
+        from[i] = first + i >= of.from && first + i < of.to ? ck_floats(wide + 16 * i, row, D - d) : ck_zeros;
         __builtin_prefetch((const elem *)(rows + (ptrdiff_t)(first + i + AHEAD) * step) + d);
     }
     v16_transpose(to, 16, from, D - d < 16 ? D - d : 16);

@@ -105,18 +105,20 @@ static inline __attribute__((always_inline)) void
 turn_of(size_t rows, const operands *o, const struct ck_gemm *a, size_t n, size_t k)
 {
     const size_t have = a->N - n < CK_PANEL ? a->N - n : CK_PANEL;
-    const float *from[CK_PANEL], *at[CK_PANEL];
+    const elem *from[CK_PANEL];
+    const float *at[CK_PANEL];
+    float wide[16 * CK_PANEL];
 
     for (size_t i = 0; i < CK_PANEL; i++) /* columns past the end repeat the last: nobody stores them */
-        from[i] = (const float *)ck_row(&a->b, n + (i < have ? i : have - 1)) + k;
+        from[i] = (const elem *)ck_row(&a->b, n + (i < have ? i : have - 1)) + k;
     for (size_t begin = 0; begin < o->K; begin += CK_CHAIN) {
         v16 s[TURNED];
         for (size_t i = 0; i < rows; i++)
             s[i] = v16_zero();
         for (size_t j = begin; j < begin + CK_CHAIN; j += 16) {
             for (size_t i = 0; i < CK_PANEL; i++) {
-                at[i] = from[i] + j;
-                ck_prefetch(at[i] + AHEAD);
+                at[i] = ck_floats(wide + 16 * i, from[i] + j, 16);
+                ck_prefetch(from[i] + j + AHEAD);
             }
             v16_fma_turned(s, rows, o->a + j, CK_GEMM_STEP, at);
         }

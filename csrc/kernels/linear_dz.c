@@ -2,20 +2,28 @@
 #include "ops/linear_dz.h"
 #include "simd/activation.h"
 
+static inline v16
+gradient(v16 dy, v16 pre, int64_t activation)
+{
+    if (activation == CK_RELU)
+        return v16_select(v16_le(pre, v16_zero()), v16_zero(), dy); /* where pre is NaN, dy as it is */
+    if (activation == CK_SILU)
+        return v16_mul(dy, v16_silu_slope(pre));
+    return dy;
+}
+
+/* Where elements have 16 bits dz may be floats: workspace, not to be rounded yet. */
 CK_KERNEL(linear_dz)
 {
     for (size_t r = task.begin; r < task.end; r++) {
-        const elem *dy = ck_row(&a->dy, r), *pre = a->pre.data != NULL ? ck_row(&a->pre, r) : NULL;
-        elem *dz = ck_row(&a->dz, r);
-        if (a->activation == CK_RELU)
-            for (size_t n = 0; n < a->N; n++)
-                dz[n] = pre[n] <= 0 ? 0 : dy[n];
-        else
-            for (size_t n = 0; n < a->N; n += 16) {
-                v16 g = v16_load(dy + n, a->N - n);
-                if (a->activation == CK_SILU)
-                    g = v16_mul(g, v16_silu_slope(v16_load(pre + n, a->N - n)));
-                v16_store(dz + n, g, a->N - n);
-            }
+        const elem *dy = ck_row(&a->dy, r), *pre = a->pre.data != NULL ? ck_row(&a->pre, r) : dy;
+        void *dz = ck_row(&a->dz, r);
+        for (size_t n = 0; n < a->N; n += 16) {
+            const v16 g = gradient(v16_load(dy + n, a->N - n), v16_load(pre + n, a->N - n), a->activation);
+            if (a->dz.width == sizeof(float))
+                v16_store_f32((float *)dz + n, g, a->N - n);
+            else
+                v16_store((elem *)dz + n, g, a->N - n);
+        }
     }
 }

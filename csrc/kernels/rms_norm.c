@@ -30,7 +30,7 @@ CK_KERNEL(rms_norm_fwd)
 
         for (size_t c = 0; c < C; c += 16) {
             const v16 scaled = v16_mul(v16_load(x + c, C - c), v16_splat(rstd));
-            v16_store(y + c, v16_mul(scaled, scales(a->weight, (float)a->offset, c, C - c)), C - c);
+            v16_store(y + c, v16_mul(scaled, scales(a->weight.data, (float)a->offset, c, C - c)), C - c);
         }
     }
 }
@@ -40,7 +40,7 @@ CK_KERNEL(rms_norm_bwd)
 {
     const size_t C = a->C;
     const float offset = (float)a->offset;
-    float *dweight = a->dweight != NULL ? task.work : NULL;
+    float *dweight = a->dweight.data != NULL ? task.work : NULL;
 
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r), *dy = ck_row(&a->dy, r); /* [r,:] */
@@ -50,7 +50,7 @@ CK_KERNEL(rms_norm_bwd)
 
         v16 dot = v16_zero();
         for (size_t c = 0; c < C; c += 16) {
-            const v16 g = v16_mul(v16_load(dy + c, C - c), scales(a->weight, offset, c, C - c));
+            const v16 g = v16_mul(v16_load(dy + c, C - c), scales(a->weight.data, offset, c, C - c));
             dot = v16_fma(g, v16_load(x + c, C - c), dot);
         }
         const v16 scale = v16_splat(rstd);
@@ -58,7 +58,7 @@ CK_KERNEL(rms_norm_bwd)
 
         for (size_t c = 0; c < C; c += 16) {
             const v16 xc = v16_load(x + c, C - c), dyc = v16_load(dy + c, C - c);
-            const v16 g = v16_mul(dyc, scales(a->weight, offset, c, C - c));
+            const v16 g = v16_mul(dyc, scales(a->weight.data, offset, c, C - c));
             if (dweight != NULL) {
                 const v16 before = first ? v16_zero() : v16_load_f32(dweight + c, C - c);
                 v16_store_f32(dweight + c, v16_fma(dyc, v16_mul(xc, scale), before), C - c);

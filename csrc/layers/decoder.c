@@ -22,7 +22,7 @@ static ck_status
 norm(const ck_kernels *k, ck_array x, const float *weight, double eps, float *y, float *rstd, size_t R, size_t C)
 {
     return ck_rms_norm_fwd(k, &(struct ck_rms_norm_fwd){.y = ck_rows(y, R, C, WIDTH), .rstd = rstd, .x = x,
-                                                        .weight = weight, .eps = eps, .R = R, .C = C});
+                                                        .weight = ck_rows(weight, 1, C, WIDTH), .eps = eps, .R = R, .C = C});
 }
 
 /* The rotary table, [P,K], and the row of it that each token takes: positions [B,T], or row t for all. */
@@ -248,8 +248,8 @@ static ck_status
 norm_back(const ck_kernels *k, ck_array dx, float *dweight, const float *dy, ck_array x, const float *weight,
           const float *rstd, size_t R, size_t C, bool accumulate)
 {
-    return ck_rms_norm_bwd(k, &(struct ck_rms_norm_bwd){.dx = dx, .dweight = dweight, .dy = ck_rows(dy, R, C, WIDTH),
-                                                        .x = x, .weight = weight, .rstd = rstd,
+    return ck_rms_norm_bwd(k, &(struct ck_rms_norm_bwd){.dx = dx, .dweight = ck_rows(dweight, 1, C, WIDTH), .dy = ck_rows(dy, R, C, WIDTH),
+                                                        .x = x, .weight = ck_rows(weight, 1, C, WIDTH), .rstd = rstd,
                                                         .accumulate = accumulate, .R = R, .C = C});
 }
 

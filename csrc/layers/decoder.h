@@ -32,39 +32,39 @@
  * is transposed.  Every weight is [out, in], as in PyTorch.
  */
 #define CK_ARGS_decoder_fwd(_)                       \
-    _(OUT,      elem,    y,           "B T C")       \
-    _(OPT_OUT,  elem,    keys,        "B G S D")     \
-    _(OPT_OUT,  elem,    values,      "B G S D")     \
+    _(OUT,      float,   y,           "B T C")       \
+    _(OPT_OUT,  float,   keys,        "B G S D")     \
+    _(OPT_OUT,  float,   values,      "B G S D")     \
     _(OPT_OUTV, float,   rstd1,       "B T")         \
-    _(OPT_OUTV, elem,    ln1,         "B T C")       \
-    _(OPT_OUTV, elem,    q,           "B T H D")     \
-    _(OPT_OUTV, elem,    k,           "B T G D")     \
-    _(OPT_OUTV, elem,    v,           "B T G D")     \
-    _(OPT_OUTV, elem,    q_rope,      "B T H D")     \
-    _(OPT_OUTV, elem,    k_rope,      "B T G D")     \
+    _(OPT_OUTV, float,   ln1,         "B T C")       \
+    _(OPT_OUTV, float,   q,           "B T H D")     \
+    _(OPT_OUTV, float,   k,           "B T G D")     \
+    _(OPT_OUTV, float,   v,           "B T G D")     \
+    _(OPT_OUTV, float,   q_rope,      "B T H D")     \
+    _(OPT_OUTV, float,   k_rope,      "B T G D")     \
     _(OPT_OUTV, float,   scores,      "B H T T")     \
     _(OPT_OUTV, float,   probs,       "B H T T")     \
     _(OPT_OUTV, float,   max,         "B H T")       \
     _(OPT_OUTV, float,   sum,         "B H T")       \
-    _(OPT_OUTV, elem,    attn,        "B T H D")     \
-    _(OPT_OUTV, elem,    proj,        "B T C")       \
-    _(OPT_OUTV, elem,    residual1,   "B T C")       \
+    _(OPT_OUTV, float,   attn,        "B T H D")     \
+    _(OPT_OUTV, float,   proj,        "B T C")       \
+    _(OPT_OUTV, float,   residual1,   "B T C")       \
     _(OPT_OUTV, float,   rstd2,       "B T")         \
-    _(OPT_OUTV, elem,    ln2,         "B T C")       \
-    _(OPT_OUTV, elem,    gate,        "B T F")       \
-    _(OPT_OUTV, elem,    up,          "B T F")       \
-    _(OPT_OUTV, elem,    act,         "B T F")       \
-    _(OPT_OUTV, elem,    down,        "B T C")       \
-    _(IN,       elem,    x,           "B T C")       \
+    _(OPT_OUTV, float,   ln2,         "B T C")       \
+    _(OPT_OUTV, float,   gate,        "B T F")       \
+    _(OPT_OUTV, float,   up,          "B T F")       \
+    _(OPT_OUTV, float,   act,         "B T F")       \
+    _(OPT_OUTV, float,   down,        "B T C")       \
+    _(IN,       float,   x,           "B T C")       \
     _(INV,      float,   ln1_weight,  "C")           \
-    _(INV,      elem,    q_weight,    "H D C")       \
-    _(INV,      elem,    k_weight,    "G D C")       \
-    _(INV,      elem,    v_weight,    "G D C")       \
-    _(INV,      elem,    o_weight,    "C H D")       \
+    _(INV,      float,   q_weight,    "H D C")       \
+    _(INV,      float,   k_weight,    "G D C")       \
+    _(INV,      float,   v_weight,    "G D C")       \
+    _(INV,      float,   o_weight,    "C H D")       \
     _(INV,      float,   ln2_weight,  "C")           \
-    _(INV,      elem,    gate_weight, "F C")         \
-    _(INV,      elem,    up_weight,   "F C")         \
-    _(INV,      elem,    down_weight, "C F")         \
+    _(INV,      float,   gate_weight, "F C")         \
+    _(INV,      float,   up_weight,   "F C")         \
+    _(INV,      float,   down_weight, "C F")         \
     _(INV,      float,   cos,         "P K")         \
     _(INV,      float,   sin,         "P K")         \
     _(OPT_INV,  int64_t, positions,   "B T")         \
@@ -91,55 +91,55 @@ CK_DECLARE(decoder_fwd)
  * absent is not computed.
  */
 #define CK_ARGS_decoder_bwd(_)                        \
-    _(OUT,      elem,    dx,           "B T C")       \
+    _(OUT,      float,   dx,           "B T C")       \
     _(OPT_OUTV, float,   dln1_weight,  "C")           \
-    _(OPT_OUTV, elem,    dq_weight,    "H D C")       \
-    _(OPT_OUTV, elem,    dk_weight,    "G D C")       \
-    _(OPT_OUTV, elem,    dv_weight,    "G D C")       \
-    _(OPT_OUTV, elem,    do_weight,    "C H D")       \
+    _(OPT_OUTV, float,   dq_weight,    "H D C")       \
+    _(OPT_OUTV, float,   dk_weight,    "G D C")       \
+    _(OPT_OUTV, float,   dv_weight,    "G D C")       \
+    _(OPT_OUTV, float,   do_weight,    "C H D")       \
     _(OPT_OUTV, float,   dln2_weight,  "C")           \
-    _(OPT_OUTV, elem,    dgate_weight, "F C")         \
-    _(OPT_OUTV, elem,    dup_weight,   "F C")         \
-    _(OPT_OUTV, elem,    ddown_weight, "C F")         \
-    _(OPT_OUTV, elem,    d_ln1,        "B T C")       \
-    _(OPT_OUTV, elem,    d_q,          "B T H D")     \
-    _(OPT_OUTV, elem,    d_k,          "B T G D")     \
-    _(OPT_OUTV, elem,    d_v,          "B T G D")     \
-    _(OPT_OUTV, elem,    d_q_rope,     "B T H D")     \
-    _(OPT_OUTV, elem,    d_k_rope,     "B T G D")     \
+    _(OPT_OUTV, float,   dgate_weight, "F C")         \
+    _(OPT_OUTV, float,   dup_weight,   "F C")         \
+    _(OPT_OUTV, float,   ddown_weight, "C F")         \
+    _(OPT_OUTV, float,   d_ln1,        "B T C")       \
+    _(OPT_OUTV, float,   d_q,          "B T H D")     \
+    _(OPT_OUTV, float,   d_k,          "B T G D")     \
+    _(OPT_OUTV, float,   d_v,          "B T G D")     \
+    _(OPT_OUTV, float,   d_q_rope,     "B T H D")     \
+    _(OPT_OUTV, float,   d_k_rope,     "B T G D")     \
     _(OPT_OUTV, float,   d_scores,     "B H T T")     \
     _(OPT_OUTV, float,   d_probs,      "B H T T")     \
-    _(OPT_OUTV, elem,    d_attn,       "B T H D")     \
-    _(OPT_OUTV, elem,    d_residual1,  "B T C")       \
-    _(OPT_OUTV, elem,    d_ln2,        "B T C")       \
-    _(OPT_OUTV, elem,    d_gate,       "B T F")       \
-    _(OPT_OUTV, elem,    d_up,         "B T F")       \
-    _(OPT_OUTV, elem,    d_act,        "B T F")       \
-    _(IN,       elem,    dy,           "B T C")       \
-    _(IN,       elem,    x,            "B T C")       \
+    _(OPT_OUTV, float,   d_attn,       "B T H D")     \
+    _(OPT_OUTV, float,   d_residual1,  "B T C")       \
+    _(OPT_OUTV, float,   d_ln2,        "B T C")       \
+    _(OPT_OUTV, float,   d_gate,       "B T F")       \
+    _(OPT_OUTV, float,   d_up,         "B T F")       \
+    _(OPT_OUTV, float,   d_act,        "B T F")       \
+    _(IN,       float,   dy,           "B T C")       \
+    _(IN,       float,   x,            "B T C")       \
     _(INV,      float,   rstd1,        "B T")         \
-    _(INV,      elem,    ln1,          "B T C")       \
-    _(INV,      elem,    v,            "B T G D")     \
-    _(INV,      elem,    q_rope,       "B T H D")     \
-    _(INV,      elem,    k_rope,       "B T G D")     \
+    _(INV,      float,   ln1,          "B T C")       \
+    _(INV,      float,   v,            "B T G D")     \
+    _(INV,      float,   q_rope,       "B T H D")     \
+    _(INV,      float,   k_rope,       "B T G D")     \
     _(INV,      float,   max,          "B H T")       \
     _(INV,      float,   sum,          "B H T")       \
-    _(INV,      elem,    attn,         "B T H D")     \
-    _(INV,      elem,    residual1,    "B T C")       \
+    _(INV,      float,   attn,         "B T H D")     \
+    _(INV,      float,   residual1,    "B T C")       \
     _(INV,      float,   rstd2,        "B T")         \
-    _(INV,      elem,    ln2,          "B T C")       \
-    _(INV,      elem,    gate,         "B T F")       \
-    _(INV,      elem,    up,           "B T F")       \
-    _(INV,      elem,    act,          "B T F")       \
+    _(INV,      float,   ln2,          "B T C")       \
+    _(INV,      float,   gate,         "B T F")       \
+    _(INV,      float,   up,           "B T F")       \
+    _(INV,      float,   act,          "B T F")       \
     _(INV,      float,   ln1_weight,   "C")           \
-    _(INV,      elem,    q_weight,     "H D C")       \
-    _(INV,      elem,    k_weight,     "G D C")       \
-    _(INV,      elem,    v_weight,     "G D C")       \
-    _(INV,      elem,    o_weight,     "C H D")       \
+    _(INV,      float,   q_weight,     "H D C")       \
+    _(INV,      float,   k_weight,     "G D C")       \
+    _(INV,      float,   v_weight,     "G D C")       \
+    _(INV,      float,   o_weight,     "C H D")       \
     _(INV,      float,   ln2_weight,   "C")           \
-    _(INV,      elem,    gate_weight,  "F C")         \
-    _(INV,      elem,    up_weight,    "F C")         \
-    _(INV,      elem,    down_weight,  "C F")         \
+    _(INV,      float,   gate_weight,  "F C")         \
+    _(INV,      float,   up_weight,    "F C")         \
+    _(INV,      float,   down_weight,  "C F")         \
     _(INV,      float,   cos,          "P K")         \
     _(INV,      float,   sin,          "P K")         \
     _(OPT_INV,  int64_t, positions,    "B T")         \

@@ -23,7 +23,7 @@
     _(OPT_OUTV, float,  rstd,     "R*")           \
     _(IN,       elem,   x,        "R* C")         \
     _(IN,       elem,   residual, "R* C")         \
-    _(INV,      float,  weight,   "C")            \
+    _(IN,       weight, weight,   "C")            \
     _(REAL,     double, eps,      "")             \
     _(SIZE,     size_t, R,        "")             \
     _(SIZE,     size_t, C,        "")
@@ -32,11 +32,11 @@ CK_DECLARE(add_rms_norm_fwd)
 #define CK_ARGS_add_rms_norm_bwd(_)               \
     _(OVER,     elem,   dx,         "R* C")       \
     _(OPT_OUT,  elem,   dresidual,  "R* C")       \
-    _(OPT_OUTV, float,  dweight,    "C")          \
+    _(OPT_OUT,  weight, dweight,    "C")          \
     _(IN,       elem,   dy,         "R* C")       \
     _(IN,       elem,   dh,         "R* C")       \
     _(IN,       elem,   h,          "R* C")       \
-    _(INV,      float,  weight,     "C")          \
+    _(IN,       weight, weight,     "C")          \
     _(INV,      float,  rstd,       "R*")         \
     _(FLAG,     int,    accumulate, "")           \
     _(SIZE,     size_t, R,          "")           \

@@ -26,7 +26,7 @@ CK_RUN(gemm)
     if (a->B == 0 || a->M == 0 || a->N == 0)
         return CK_OK;
     ck_sgemm *const sgemm = ck_blas_chosen(); /* once: another thread may choose anew meanwhile */
-    if (a->K != 0 && sgemm != NULL && strcmp(k->isa, "reference") != 0)
+    if (a->K != 0 && sgemm != NULL && k->dtype == CK_F32 && strcmp(k->isa, "reference") != 0)
         return ck_gemm_blas(k, a, sgemm);
     cut(&cuts);
 

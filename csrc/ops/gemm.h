@@ -31,7 +31,7 @@
     _(OPT_OUT, elem,   pre,         "B* M N")      \
     _(IN,      elem,   a,           "B* M K")      \
     _(OPT_IN,  elem,   b,           "B* K N")      \
-    _(OPT_INV, elem,   packed,      "P K L")       \
+    _(OPT_INV, float,  packed,      "P K L")       \
     _(OPT_INV, elem,   bias,        "N")           \
     _(OPT_IN,  elem,   residual,    "B* M N")      \
     _(FLAG,    int,    transpose_a, "")            \

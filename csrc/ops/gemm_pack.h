@@ -9,7 +9,7 @@
  * B[k,n] is b[k,n], or b[n,k] with transpose_b (a weight).  The same for every instruction set.
  */
 #define CK_ARGS_gemm_pack(_)                       \
-    _(OUTV,    elem,   packed,      "P K L")       \
+    _(OUTV,    float,  packed,      "P K L")       \
     _(IN,      elem,   b,           "K N")         \
     _(FLAG,    int,    transpose_b, "")            \
     _(SIZE,    size_t, K,           "")            \

@@ -48,8 +48,8 @@ gradients(const ck_kernels *k, const struct ck_linear_bwd *a, const ck_array *dz
         status = ck_gemm(k, &(struct ck_gemm){.c = a->dweight, .a = *dz, .b = a->x, .transpose_a = true,
                                               .residual = a->accumulate ? a->dweight : (ck_array){0},
                                               .B = 1, .M = a->N, .N = a->K, .K = a->R});
-    if (status == CK_OK && a->dbias != NULL)
-        status = ck_sum_rows(k, &(struct ck_sum_rows){.sum = a->dbias, .x = dz->data, .accumulate = a->accumulate,
+    if (status == CK_OK && a->dbias.data != NULL)
+        status = ck_sum_rows(k, &(struct ck_sum_rows){.sum = a->dbias, .x = *dz, .accumulate = a->accumulate,
                                                       .R = a->R, .C = a->N});
     return status;
 }
@@ -65,12 +65,12 @@ CK_RUN(linear_bwd)
     if (a->activation != CK_NO_ACTIVATION && a->pre.data == NULL)
         return ck_refuse(CK_BAD_TYPE, "'pre' is needed with an activation");
 
-    const bool copy = a->activation != CK_NO_ACTIVATION || (a->dbias != NULL && !ck_is_flat(&a->dy, a->N));
+    const bool copy = a->activation != CK_NO_ACTIVATION || (a->dbias.data != NULL && !ck_is_flat(&a->dy, a->N));
     const size_t size = copy ? a->R * a->N * sizeof(float) : 0;
     float *dz = NULL; /* [R,N] */
     if (copy && (dz = ck_take(size)) == NULL)
         return CK_NO_MEMORY;
-    const ck_array rows = copy ? ck_rows(dz, a->R, a->N, a->dy.width) : a->dy;
+    const ck_array rows = copy ? ck_rows(dz, a->R, a->N, sizeof(float)) : a->dy;
 
     ck_status status = CK_OK;
     if (copy)

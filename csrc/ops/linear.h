@@ -24,7 +24,7 @@
     _(OPT_OUT, elem,    pre,        "R* N")        \
     _(IN,      elem,    x,          "R* K")        \
     _(OPT_IN,  elem,    weight,     "N K")         \
-    _(OPT_INV, elem,    packed,     "P K L")       \
+    _(OPT_INV, float,   packed,     "P K L")       \
     _(OPT_INV, elem,    bias,       "N")           \
     _(OPT_IN,  elem,    residual,   "R* N")        \
     _(INT,     int64_t, activation, "")            \
@@ -38,7 +38,7 @@ CK_DECLARE(linear_fwd)
 #define CK_ARGS_linear_bwd(_)                      \
     _(OPT_OUT,  elem,    dx,         "R* K")       \
     _(OPT_OUT,  elem,    dweight,    "N K")        \
-    _(OPT_OUTV, float,   dbias,      "N")          \
+    _(OPT_OUT,  elem,    dbias,      "N")          \
     _(OPT_OUT,  elem,    dresidual,  "R* N")       \
     _(IN,       elem,    dy,         "R* N")       \
     _(OPT_IN,   elem,    x,          "R* K")       \
@@ -53,7 +53,7 @@ CK_DECLARE(linear_bwd)
 
 /* packed [P,K,L] = weight [N,K] in panels: P = N / 16 rounded up, L = 16. */
 #define CK_ARGS_linear_pack(_)                     \
-    _(OUTV,    elem,    packed,     "P K L")       \
+    _(OUTV,    float,   packed,     "P K L")       \
     _(IN,      elem,    weight,     "N K")         \
     _(SIZE,    size_t,  N,          "")            \
     _(SIZE,    size_t,  K,          "")            \

@@ -9,7 +9,7 @@
  * relu' is 0 at 0 and below; silu'(z) = s + z s (1 - s), s = sigmoid(z).  Without activation: a copy.
  */
 #define CK_ARGS_linear_dz(_)                       \
-    _(OUT,    elem,    dz,         "R* N")         \
+    _(OUT,    weight,  dz,         "R* N")         \
     _(IN,     elem,    dy,         "R* N")         \
     _(OPT_IN, elem,    pre,        "R* N")         \
     _(INT,    int64_t, activation, "")             \

@@ -24,7 +24,8 @@
  * Shapes.  One letter is one size all over the call, "2K" is twice K, "R*" is any number of axes, and R their
  * product.  A shape without a star keeps its axes; one with a star has them merged as far as strides allow, and
  * ck_row() finds a row by its number.  `elem` is the dtype of the call: float, ck_bf16 or ck_f16 where kernels are
- * compiled.  `ids` is int32 or int64: see ck_id().
+ * compiled.  `ids` is int32 or int64: see ck_id().  `weight` is elem, or float32 beside 16-bit elements: the op makes
+ * floats of it before its tasks run (ops/weight.h), so that kernels see floats alone.
  */
 #include "runtime/error.h"
 #include "runtime/task.h"
@@ -39,17 +40,19 @@ typedef struct { uint16_t bits; } ck_f16;
 #define CK_ELEM_(d) CK_ELEM_##d
 #define CK_ELEM(d) CK_ELEM_(d)
 typedef CK_ELEM(CK_DTYPE) elem;
+#define CK_IS_FLOAT (sizeof(elem) == sizeof(float))
 #else
 typedef void elem;
 #endif
 typedef int64_t ids; /* or int32_t: ck_array.width tells */
+typedef void weight; /* elem or float: ck_array.width tells; kernels get floats */
 
 enum { CK_MAX_AXES = 8 };
 
 /* An array whose last axis is contiguous, unless its shape is one letter, "R*" or "T".  NULL data: absent. */
 typedef struct {
     void *data;
-    size_t width;                    /* bytes of an element */
+    size_t width;                    /* bytes of an element; of a type that may be one of two, this tells which */
     size_t n;                        /* leading axes: all but the last, or all of "R*" or "T" */
     size_t size[CK_MAX_AXES];
     ptrdiff_t stride[CK_MAX_AXES];   /* bytes */
@@ -109,7 +112,7 @@ typedef enum {
     CK_REAL, CK_INT, CK_FLAG, CK_SIZE
 } ck_kind;
 typedef enum {
-    CK_TYPE_elem, CK_TYPE_float, CK_TYPE_double, CK_TYPE_ids, CK_TYPE_int64_t, CK_TYPE_int, CK_TYPE_size_t
+    CK_TYPE_elem, CK_TYPE_weight, CK_TYPE_float, CK_TYPE_double, CK_TYPE_ids, CK_TYPE_int64_t, CK_TYPE_int, CK_TYPE_size_t
 } ck_type;
 
 typedef struct {

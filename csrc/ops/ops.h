@@ -19,6 +19,7 @@
 #include "ops/softmax.h"
 #include "ops/sgd.h"
 #include "ops/sum_rows.h"
+#include "ops/widen.h"
 
 enum {
 #define CK_OP(op, called) CK_NR_##op,

@@ -5,21 +5,32 @@
 
 CK_RUN(rms_norm_fwd)
 {
-    return ck_tasks(a->R, ck_grain(a->C), CK_FAST(rms_norm_fwd), a);
+    struct ck_rms_norm_fwd wide = *a;
+    float *weight;
+    ck_status status = ck_widen_weight(k, &wide.weight, a->C, &weight);
+
+    if (status == CK_OK)
+        status = ck_tasks(a->R, ck_grain(a->C), CK_FAST(rms_norm_fwd), &wide);
+    ck_give(weight, a->C * sizeof(float));
+    return status;
 }
 
 CK_RUN(rms_norm_bwd)
 {
     const size_t blocks = ck_blocks(a->R, CK_RMS_NORM_ROWS), row = a->C * sizeof(float);
-    float *parts = NULL; /* [blocks,C] */
-    if (a->dweight != NULL && (parts = ck_take(blocks * row)) == NULL)
-        return CK_NO_MEMORY;
+    struct ck_rms_norm_bwd wide = *a;
+    float *weight, *parts = NULL; /* [C] [blocks,C] */
+    ck_status status = ck_widen_weight(k, &wide.weight, a->C, &weight);
 
-    ck_status status = ck_run(&(ck_job){.kernel = CK_FAST(rms_norm_bwd), .args = a, .n = a->R,
-                                        .grain = CK_RMS_NORM_ROWS, .work = parts, .work_each = row});
-    if (status == CK_OK && a->dweight != NULL)
-        status = ck_sum_rows(k, &(struct ck_sum_rows){.sum = a->dweight, .x = parts, .accumulate = a->accumulate,
-                                                      .R = blocks, .C = a->C});
+    if (status == CK_OK && a->dweight.data != NULL && (parts = ck_take(blocks * row)) == NULL)
+        status = CK_NO_MEMORY;
+    if (status == CK_OK)
+        status = ck_run(&(ck_job){.kernel = CK_FAST(rms_norm_bwd), .args = &wide, .n = a->R,
+                                  .grain = CK_RMS_NORM_ROWS, .work = parts, .work_each = row});
+    if (status == CK_OK && parts != NULL)
+        status = ck_sum_rows(k, &(struct ck_sum_rows){.sum = a->dweight, .x = ck_rows(parts, blocks, a->C, sizeof(float)),
+                                                      .accumulate = a->accumulate, .R = blocks, .C = a->C});
     ck_give(parts, blocks * row);
+    ck_give(weight, row);
     return status;
 }

@@ -19,7 +19,7 @@
     _(OVER,     elem,   y,      "R* C")         \
     _(OPT_OUTV, float,  rstd,   "R*")           \
     _(IN,       elem,   x,      "R* C")         \
-    _(OPT_INV,  float,  weight, "C")            \
+    _(OPT_IN,   weight, weight, "C")            \
     _(REAL,     double, eps,    "")             \
     _(REAL,     double, offset, "")             \
     _(SIZE,     size_t, R,      "")             \
@@ -28,10 +28,10 @@ CK_DECLARE(rms_norm_fwd)
 
 #define CK_ARGS_rms_norm_bwd(_)                 \
     _(OVER,     elem,   dx,         "R* C")     \
-    _(OPT_OUTV, float,  dweight,    "C")        \
+    _(OPT_OUT,  weight, dweight,    "C")        \
     _(IN,       elem,   dy,         "R* C")     \
     _(IN,       elem,   x,          "R* C")     \
-    _(OPT_INV,  float,  weight,     "C")        \
+    _(OPT_IN,   weight, weight,     "C")        \
     _(INV,      float,  rstd,       "R*")       \
     _(REAL,     double, offset,     "")         \
     _(FLAG,     int,    accumulate, "")         \

@@ -6,11 +6,11 @@
  *
  *     sum[c] = (accumulate ? sum[c] : 0) + sum_r x[r,c]
  *
- * r ascending, in double, rounded once.
+ * r ascending, in double, rounded once.  Both contiguous, x elements or floats, as is sum.
  */
 #define CK_ARGS_sum_rows(_)                  \
-    _(OUTV, float,  sum,        "C")         \
-    _(INV,  float,  x,          "R C")       \
+    _(OUT,  weight, sum,        "C")         \
+    _(IN,   weight, x,          "R C")       \
     _(FLAG, int,    accumulate, "")          \
     _(SIZE, size_t, R,          "")          \
     _(SIZE, size_t, C,          "")

@@ -3,6 +3,7 @@
 
 CK_KERNEL(add_rms_norm_fwd)
 {
+    const float *weight = a->weight.data;
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r), *residual = ck_row(&a->residual, r);
         elem *h = ck_row(&a->h, r), *y = ck_row(&a->y, r);
@@ -15,14 +16,15 @@ CK_KERNEL(add_rms_norm_fwd)
         if (a->rstd)
             a->rstd[r] = (float)rstd;
         for (size_t c = 0; c < a->C; c++)
-            set(&y[c], get(&h[c]) * rstd * a->weight[c]);
+            set(&y[c], get(&h[c]) * rstd * weight[c]);
     }
 }
 
 CK_KERNEL(add_rms_norm_bwd)
 {
+    const float *weight = a->weight.data;
     float *dweight = task.work;
-    for (size_t c = 0; a->dweight && c < a->C; c++) {
+    for (size_t c = 0; a->dweight.data && c < a->C; c++) {
         double sum = 0;
         for (size_t r = task.begin; r < task.end; r++)
             sum += get((const elem *)ck_row(&a->dy, r) + c) * get((const elem *)ck_row(&a->h, r) + c) * a->rstd[r];
@@ -33,9 +35,9 @@ CK_KERNEL(add_rms_norm_bwd)
         const double rstd = a->rstd[r];
         double dot = 0;
         for (size_t c = 0; c < a->C; c++)
-            dot += get(&dy[c]) * a->weight[c] * get(&h[c]);
+            dot += get(&dy[c]) * weight[c] * get(&h[c]);
         for (size_t c = 0; c < a->C; c++) {
-            const double g = get(&dy[c]) * a->weight[c];
+            const double g = get(&dy[c]) * weight[c];
             const double dx = get(&dh[c]) + rstd * (g - get(&h[c]) * rstd * rstd * dot / (double)a->C);
             set((elem *)ck_row(&a->dx, r) + c, dx);
             if (a->dresidual.data)

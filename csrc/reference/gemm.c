@@ -7,12 +7,20 @@ activate(double z, int64_t activation)
     return activation == CK_RELU ? (z <= 0 ? 0 : z) : activation == CK_SILU ? z / (1 + exp(-z)) : z;
 }
 
+/* An operand may hold floats beside 16-bit elements. */
+static double
+number(const ck_array *x, size_t row, size_t i)
+{
+    const void *at = ck_row(x, row);
+    return x->width == sizeof(float) ? ((const float *)at)[i] : get((const elem *)at + i);
+}
+
 static double
 left(const struct ck_gemm *a, size_t b, size_t m, size_t k)
 {
     const size_t item = a->share_a ? 0 : b;
-    return a->transpose_a ? get((const elem *)ck_row(&a->a, item * a->K + k) + m)
-                          : get((const elem *)ck_row(&a->a, item * a->M + m) + k);
+    return a->transpose_a ? number(&a->a, item * a->K + k, m)
+                          : number(&a->a, item * a->M + m, k);
 }
 
 static double
@@ -20,9 +28,9 @@ right(const struct ck_gemm *a, size_t b, size_t k, size_t n)
 {
     const size_t item = a->share_b ? 0 : b;
     if (a->packed)
-        return get(&a->packed[(n / CK_PANEL * a->K + k) * CK_PANEL + n % CK_PANEL]);
-    return a->transpose_b ? get((const elem *)ck_row(&a->b, item * a->N + n) + k)
-                          : get((const elem *)ck_row(&a->b, item * a->K + k) + n);
+        return a->packed[(n / CK_PANEL * a->K + k) * CK_PANEL + n % CK_PANEL];
+    return a->transpose_b ? number(&a->b, item * a->N + n, k)
+                          : number(&a->b, item * a->K + k, n);
 }
 
 CK_KERNEL(gemm)

@@ -7,8 +7,7 @@ CK_KERNEL(gemm_pack)
         for (size_t k = 0; k < a->K; k++)
             for (size_t l = 0; l < CK_PANEL; l++) {
                 const size_t n = p * CK_PANEL + l;
-                set(&a->packed[(p * a->K + k) * CK_PANEL + l],
-                    n >= a->N ? 0 : a->transpose_b ? get((const elem *)ck_row(&a->b, n) + k)
-                                                   : get((const elem *)ck_row(&a->b, k) + n));
+                const size_t row = a->transpose_b ? n : k, column = a->transpose_b ? k : n;
+                a->packed[(p * a->K + k) * CK_PANEL + l] = n >= a->N ? 0 : (float)get((const elem *)ck_row(&a->b, row) + column);
             }
 }

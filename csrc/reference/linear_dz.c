@@ -11,6 +11,10 @@ CK_KERNEL(linear_dz)
                 slope = a->activation == CK_SILU ? s + z * s * (1 - s) : z <= 0 ? 0 : 1;
             }
             const double dy = get((const elem *)ck_row(&a->dy, r) + n);
-            set((elem *)ck_row(&a->dz, r) + n, slope == 0 && a->activation == CK_RELU ? 0 : dy * slope);
+            const double dz = slope == 0 && a->activation == CK_RELU ? 0 : dy * slope;
+            if (a->dz.width == sizeof(float))
+                ((float *)ck_row(&a->dz, r))[n] = (float)dz;
+            else
+                set((elem *)ck_row(&a->dz, r) + n, dz);
         }
 }

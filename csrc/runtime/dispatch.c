@@ -6,7 +6,8 @@
 #include <pthread.h>
 #include <string.h>
 
-#define CK_ISA_ROW(isa, lacks) extern const ck_kernels ck_kernels_f32_##isa;
+#define CK_ISA_ROW(isa, lacks) \
+    extern const ck_kernels ck_kernels_f32_##isa, ck_kernels_bf16_##isa, ck_kernels_f16_##isa;
 #include "isa.def"
 
 #if defined(__x86_64__)
@@ -28,7 +29,9 @@ look(void)
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#define CK_ISA_ROW(isa, lacks) isas[n++] = (ck_isa){#isa, (lacks), {[CK_F32] = &ck_kernels_f32_##isa}};
+#define CK_ISA_ROW(isa, lacks)                                                                              \
+    isas[n++] = (ck_isa){#isa, (lacks), {[CK_F32] = &ck_kernels_f32_##isa, [CK_BF16] = &ck_kernels_bf16_##isa, \
+                                         [CK_F16] = &ck_kernels_f16_##isa}};
 #include "isa.def"
 }
 

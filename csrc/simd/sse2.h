@@ -140,29 +140,102 @@ v16_stream_f32(float *p, v16 x, size_t n)
             _mm_stream_ps(p + 4 * i, x.x[i]);
 }
 
-static inline v16
-v16_load_or_bf16(const ck_bf16 *p, size_t n, float f)
+/* Sixteen elements of 16 bits, as 32-bit lanes with zeros above, and back. */
+static inline void
+ck_halves(const void *p, __m128i *x)
 {
-    v16 x = v16_splat(f);
-    for (size_t i = 0; i < 16 && i < n; i++) {
-        const uint32_t bits = (uint32_t)p[i].bits << 16;
-        memcpy((float *)&x + i, &bits, sizeof bits);
+    for (int i = 0; i < 2; i++) {
+        const __m128i eight = _mm_loadu_si128((const __m128i *)p + i);
+        x[2 * i] = _mm_unpacklo_epi16(eight, _mm_setzero_si128());
+        x[2 * i + 1] = _mm_unpackhi_epi16(eight, _mm_setzero_si128());
     }
-    return x;
 }
-static inline v16 v16_load_bf16(const ck_bf16 *p, size_t n) { return v16_load_or_bf16(p, n, 0.0f); }
+
+static inline void
+ck_put_halves(void *p, const __m128i *x)
+{
+    __m128i wide[4]; /* the pack saturates signed numbers: 0x8000 and up must look negative */
+    for (int i = 0; i < 4; i++)
+        wide[i] = _mm_srai_epi32(_mm_slli_epi32(x[i], 16), 16);
+    for (int i = 0; i < 2; i++)
+        _mm_storeu_si128((__m128i *)p + i, _mm_packs_epi32(wide[2 * i], wide[2 * i + 1]));
+}
+
+static inline __m128i
+ck_choose(__m128i mask, __m128i x, __m128i y)
+{
+    return _mm_or_si128(_mm_and_si128(mask, x), _mm_andnot_si128(mask, y));
+}
+
+static inline __m128 ck_wide_bf16(__m128i x) { return _mm_castsi128_ps(_mm_slli_epi32(x, 16)); }
 
 /* Rounds to nearest even; NaN stays a (quiet) NaN. */
-static inline void
-v16_store_bf16(ck_bf16 *p, v16 x, size_t n)
+static inline __m128i
+ck_short_bf16(__m128 x)
 {
-    uint32_t bits[16];
-    memcpy(bits, &x, sizeof bits);
-    for (size_t i = 0; i < 16 && i < n; i++) {
-        const bool nan = (bits[i] & 0x7fffffff) > 0x7f800000;
-        p[i].bits = (uint16_t)((nan ? bits[i] | 0x400000 : bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16);
-    }
+    const __m128i bits = _mm_castps_si128(x), odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+    const __m128i rounded = _mm_add_epi32(bits, _mm_add_epi32(odd, _mm_set1_epi32(0x7fff)));
+    const __m128i quiet = _mm_or_si128(bits, _mm_set1_epi32(0x400000));
+    return _mm_srli_epi32(ck_choose(_mm_castps_si128(_mm_cmpunord_ps(x, x)), quiet, rounded), 16);
 }
-static inline void v16_stream_bf16(ck_bf16 *p, v16 x, size_t n) { v16_store_bf16(p, x, n); }
+
+/*
+ * float16 without its instructions: the bits moved to a float's place are the number times 2^-112, subnormal ones too,
+ * so one exact multiplication finishes it; infinity and NaN, which come out at 2^16 and up, get their exponent by hand.
+ */
+static inline __m128
+ck_wide_f16(__m128i x)
+{
+    const __m128i bits = _mm_slli_epi32(_mm_and_si128(x, _mm_set1_epi32(0x7fff)), 13);
+    const __m128i sign = _mm_slli_epi32(_mm_and_si128(x, _mm_set1_epi32(0x8000)), 16);
+    const __m128 number = _mm_mul_ps(_mm_castsi128_ps(bits), _mm_set1_ps(0x1p112f));
+    const __m128i strange = _mm_and_si128(_mm_castps_si128(_mm_cmpge_ps(number, _mm_set1_ps(65536.0f))), _mm_set1_epi32(0x7f800000));
+    return _mm_castsi128_ps(_mm_or_si128(_mm_or_si128(_mm_castps_si128(number), strange), sign));
+}
+
+/* Rounds to nearest even: in integers; but subnormal results by an addition that puts their last place at the sum's. */
+static inline __m128i
+ck_short_f16(__m128 x)
+{
+    const __m128i all = _mm_castps_si128(x), bits = _mm_and_si128(all, _mm_set1_epi32(0x7fffffff));
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 13), _mm_set1_epi32(1));
+    const __m128i normal = _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, odd), _mm_set1_epi32(0xfff - (112 << 23))), 13);
+    const __m128i tiny = _mm_sub_epi32(_mm_castps_si128(_mm_add_ps(_mm_castsi128_ps(bits), _mm_set1_ps(0.5f))), _mm_set1_epi32(126 << 23));
+    const __m128i quiet = _mm_or_si128(_mm_and_si128(_mm_srli_epi32(bits, 13), _mm_set1_epi32(0x3ff)), _mm_set1_epi32(0x7e00));
+
+    __m128i y = ck_choose(_mm_cmplt_epi32(bits, _mm_set1_epi32(113 << 23)), tiny, normal);
+    y = ck_choose(_mm_cmpgt_epi32(bits, _mm_set1_epi32(0x477fefff)), _mm_set1_epi32(0x7c00), y); /* from 65520: infinity */
+    y = ck_choose(_mm_castps_si128(_mm_cmpunord_ps(x, x)), quiet, y);
+    return _mm_or_si128(y, _mm_srli_epi32(_mm_andnot_si128(_mm_set1_epi32(0x7fffffff), all), 16));
+}
+
+#define CK_SIXTEEN_BITS(dtype, type)                                                             \
+    static inline v16 v16_load_or_##dtype(const type *p, size_t n, float f)                      \
+    {                                                                                            \
+        __m128i halves[4];                                                                       \
+        type few[16] = {{0}};                                                                    \
+        v16 x;                                                                                   \
+        if (n < 16)                                                                              \
+            p = memcpy(few, p, n * sizeof *p);                                                   \
+        ck_halves(p, halves);                                                                    \
+        for (int i = 0; i < 4; i++)                                                              \
+            x.x[i] = ck_wide_##dtype(halves[i]);                                                 \
+        return n >= 16 || f == 0 ? x : v16_select(v16_first(n), x, v16_splat(f));                \
+    }                                                                                            \
+    static inline v16 v16_load_##dtype(const type *p, size_t n) { return v16_load_or_##dtype(p, n, 0.0f); } \
+    static inline void v16_store_##dtype(type *p, v16 x, size_t n)                               \
+    {                                                                                            \
+        __m128i halves[4];                                                                       \
+        type few[16];                                                                            \
+        for (int i = 0; i < 4; i++)                                                              \
+            halves[i] = ck_short_##dtype(x.x[i]);                                                \
+        ck_put_halves(n >= 16 ? p : few, halves);                                                \
+        if (n < 16)                                                                              \
+            memcpy(p, few, n * sizeof *p);                                                       \
+    }                                                                                            \
+    static inline void v16_stream_##dtype(type *p, v16 x, size_t n) { v16_store_##dtype(p, x, n); }
+CK_SIXTEEN_BITS(bf16, ck_bf16)
+CK_SIXTEEN_BITS(f16, ck_f16)
+
 static inline void ck_stream_end(void) { _mm_sfence(); }
 #endif

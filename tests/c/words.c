@@ -33,6 +33,7 @@
     _(split, split(X, true))                                         \
     _(split_exponent, split(X, false))                               \
     _(bf16, through_bf16(X, left, Y_FIRST))                          \
+    _(f16, through_f16(X, left, Y_FIRST))                            \
     _(exp, v16_exp(X))                                               \
     _(log, v16_log(X))                                               \
     _(sigmoid, v16_sigmoid(X))                                       \
@@ -53,15 +54,18 @@ split(v16 x, bool mantissa)
     return mantissa ? m : e;
 }
 
-/* Rounded to bfloat16 and back; lanes from n on become f, which must be exact in it. */
-static inline v16
-through_bf16(v16 x, size_t n, float f)
-{
-    ck_bf16 narrow[16];
-    memset(narrow, 0xff, sizeof narrow);
-    v16_store_bf16(narrow, x, n);
-    return v16_load_or_bf16(narrow, n, f);
-}
+/* Rounded to 16 bits and back; lanes from n on become f, which must be exact in them. */
+#define THROUGH(dtype)                                  \
+    static inline v16                                   \
+    through_##dtype(v16 x, size_t n, float f)           \
+    {                                                   \
+        ck_##dtype narrow[16];                          \
+        memset(narrow, 0xff, sizeof narrow);            \
+        v16_store_##dtype(narrow, x, n);                \
+        return v16_load_or_##dtype(narrow, n, f);       \
+    }
+THROUGH(bf16)
+THROUGH(f16)
 
 #define FUNCTION(name, expression)                                                          \
     static void run_##name(const float *x, const float *y, const float *z, float *out, size_t n) \
