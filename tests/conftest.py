@@ -1,15 +1,20 @@
-"""Fixtures of every test: the instruction set, a random stream of one's own, threads put back."""
+"""Fixtures of every test: the instruction set, the dtype, a random stream of one's own, threads put back."""
 import os
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import ckernels as ck
+from ckernels import _ck
 
 _seed = os.environ.get("CK_TEST_SEED", "0")
 # The same inputs every time, so that a red test is red again; CK_TEST_SEED=random draws others, and prints which.
 SEED = np.random.SeedSequence().entropy % 10**9 if _seed == "random" else int(_seed)
 BUILT = ("avx512", "avx2", "baseline", "reference")
+DTYPES = {"float32": np.dtype("f4"), "float16": np.dtype("f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+# What the kernels are compiled for.
+OFFERED = [name for name in DTYPES if name in _ck.build_info()["dtypes"].replace(",", " ").split()]
 
 
 def not_measured():
@@ -19,8 +24,10 @@ def not_measured():
 
 def pytest_report_header():
     """Print what is needed to replay the run, and what it cannot say."""
-    return [f"ckernels: CK_TEST_SEED={SEED}, instruction sets {' '.join(ck.isas())}",
-            f"ckernels: not measured on this CPU: {' '.join([*not_measured(), 'amx', 'cuda'])}"]
+    lacking = [name for name in DTYPES if name not in OFFERED]
+    return [f"ckernels: CK_TEST_SEED={SEED}, instruction sets {' '.join(ck.isas())}, dtypes {' '.join(OFFERED)}",
+            f"ckernels: not measured on this CPU: {' '.join([*not_measured(), 'amx', 'cuda'])}",
+            *([f"ckernels: not in this build: {' '.join(lacking)}"] if lacking else [])]
 
 
 @pytest.fixture(params=ck.isas())
@@ -28,6 +35,12 @@ def isa(request):
     """Run the test once per instruction set of this CPU."""
     with ck.use(request.param):
         yield request.param
+
+
+@pytest.fixture(params=OFFERED)
+def dtype(request):
+    """Run the test once per dtype of the kernels; give it as a NumPy dtype."""
+    return DTYPES[request.param]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from native import ROOT
 
 OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
 LINE = re.compile(r"^ {4}(\w+): (?:bool or )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
-ARRAYS = {"elem": np.float32, "float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64}
+ARRAYS = {"float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64}
 SIZES = {"K": 8}  # half of the others: rope has K pairs of D = 2K channels
 # What excludes other arguments, left out of a full call: a layer that writes to a cache captures no scores.
 EXCLUDES = {"decoder_fwd": {"keys", "values", "lengths", "counts"}}
@@ -41,7 +41,7 @@ def parameters(op):
     return found
 
 
-def array_of(parameter, rng, size, star):
+def array_of(parameter, rng, size, star, kinds):
     """Return an array that fits: ids and counts 0, other numbers between 0.5 and 1.5."""
     shape = []
     sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
@@ -49,14 +49,18 @@ def array_of(parameter, rng, size, star):
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
     if parameter.kind == "double":
         shape = [1]  # a total
-    array = np.zeros(shape, ARRAYS[parameter.kind])
-    if array.dtype == np.float32:
+    array = np.zeros(shape, kinds[parameter.kind])
+    if parameter.kind in ("elem", "weight", "float"):
         array[...] = rng.uniform(0.5, 1.5, array.shape)
     return array
 
 
-def arguments(op, rng, size=16, star=(3, 2), absent=False):
-    """Return arguments that fit ``op``, all that may be absent given or (``absent``) left out."""
+def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, weights=None):
+    """Return arguments that fit ``op``, all that may be absent given or (``absent``) left out.
+
+    ``dtype`` is that of the call; ``weights`` that of norm weights and biases, which may be float32 beside 16-bit x.
+    """
+    kinds = ARRAYS | {"elem": dtype, "weight": weights or dtype}
     declared = parameters(op)
     given = set().union(*(p.letters for p in declared if not p.written and not p.optional))
     needed = set().union(*(p.letters for p in declared if p.written and not p.optional))
@@ -71,10 +75,10 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False):
         elif p.written and p.optional and (absent or p.letters <= known):
             result.append(None if absent else True)
         elif p.written:
-            result.append(None if p.letters <= known else array_of(p, rng, size, star))
+            result.append(None if p.letters <= known else array_of(p, rng, size, star, kinds))
         elif p.optional and absent and not (p.letters & needed) - given:
             result.append(None)
         else:
-            result.append(array_of(p, rng, size, star))
+            result.append(array_of(p, rng, size, star, kinds))
             given |= p.letters
     return result

@@ -25,13 +25,15 @@ def unwritten(shape, dtype=np.float32):
     return guarded(np.full(shape, np.nan, dtype))
 
 
-GAP, PAYLOAD = 3, 0x7FC0BEEF  # floats behind every row, and the NaN they hold
+GAP = 3  # elements behind every row
+PAYLOADS = {"float32": 0x7FC0BEEF, "float16": 0x7EEF, "bfloat16": 0x7FEB}  # the NaN that they hold
 
 
 def spaced(array):
-    """Copy float32 ``array`` to rows that lie apart; behind each is a gap that nobody should touch."""
-    whole = np.full((*array.shape[:-1], array.shape[-1] + GAP), PAYLOAD, np.uint32).view(np.float32)
-    rows = whole[..., :array.shape[-1]]
+    """Copy a floating ``array`` to rows that lie apart; behind each is a gap that nobody should touch."""
+    array = np.asarray(array)
+    whole = np.full((*array.shape[:-1], array.shape[-1] + GAP), PAYLOADS[array.dtype.name], f"u{array.itemsize}")
+    rows = whole.view(array.dtype)[..., :array.shape[-1]]
     rows[...] = array
     return rows
 
@@ -41,5 +43,5 @@ def gaps_untouched(rows):
     whole = rows.base
     while whole.base is not None:
         whole = whole.base
-    whole = whole.view(np.uint32).reshape(*rows.shape[:-1], -1)
-    return bool((whole[..., rows.shape[-1]:] == PAYLOAD).all())
+    whole = whole.view(f"u{rows.itemsize}").reshape(*rows.shape[:-1], -1)
+    return bool((whole[..., rows.shape[-1]:] == PAYLOADS[rows.dtype.name]).all())

@@ -207,11 +207,91 @@ def test_infinities():
     assert compare(actual, exact, actual.copy()).verdict is Verdict.STRUCTURAL
 
 
-def test_subnormal_results_have_a_floor():
-    exact = np.array([3e-45, 1e-44, -7e-45])
-    actual = exact.astype(np.float32)
-    actual[0] += np.float32(1.4e-45)
-    assert compare(actual, exact, exact.astype(np.float32)).ok
+EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+LARGEST = {"float32": (2 - 2.0**-23) * 2.0**127, "float16": 65504.0, "bfloat16": (2 - 2.0**-7) * 2.0**127}
+STEP = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+every_dtype = pytest.mark.parametrize("dtype", EPS)
+
+
+def kind_of(dtype):
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+
+
+@every_dtype
+def test_a_number_beyond_the_range_rounds_to_infinity(dtype):
+    """Exact values that the dtype cannot hold are infinities in it: inf is right, the largest number is not."""
+    kind = kind_of(dtype)
+    exact = np.array([1.0, 1.5 * LARGEST[dtype], -1.01 * LARGEST[dtype] if dtype != "bfloat16" else -1e39, 2.0])
+    with np.errstate(over="ignore"):
+        actual = exact.astype(kind)
+    assert np.isinf(actual.astype(np.float64)).sum() == 2
+    report = compare(actual, exact, actual.copy())
+    assert report.verdict is Verdict.EXACT and report.compared == 2
+    actual[1] = LARGEST[dtype]
+    assert compare(actual, exact, actual.copy()).verdict is Verdict.STRUCTURAL
+    finite = np.array([1.0, LARGEST[dtype] / 2])
+    actual = finite.astype(kind)
+    actual[1] = np.inf
+    assert compare(actual, finite, finite.astype(kind)).verdict is Verdict.STRUCTURAL, "an overflow where none is due"
+
+
+@every_dtype
+def test_at_the_edge_of_the_range_either_side_may_be_right(dtype):
+    """A result within two ulp of the largest number may round to it or to infinity, whatever the last bit did."""
+    kind, largest = kind_of(dtype), LARGEST[dtype]
+    inf, half = np.inf, largest * EPS[dtype] / 4  # about half a step
+    for value, rounded in ((largest + 0.5 * half, largest), (largest + 1.5 * half, inf), (largest - half, largest)):
+        for sign in (1.0, -1.0):
+            exact = sign * np.array([value, 1.0, value / 4])
+            with np.errstate(over="ignore"):
+                peer = exact.astype(kind)
+            peer[0] = sign * rounded
+            good, other = peer.copy(), peer.copy()
+            assert compare(good, exact, peer).verdict is Verdict.EXACT
+            other[0] = sign * (largest if rounded == inf else inf)
+            report = compare(other, exact, peer)
+            assert report.verdict is Verdict.WITHIN_BUDGET and report.max_abs <= 2.1 * half
+            assert compare(good, exact, other).verdict is Verdict.EXACT, "nor does it break a peer"
+            other[0] = -sign * inf
+            assert compare(other, exact, peer).verdict is Verdict.STRUCTURAL
+
+
+@every_dtype
+def test_subnormal_results_have_a_floor(dtype):
+    """Down there a step is a step, however small the number: two of them are allowed, more are not."""
+    exact = np.array([2.0, 7.0, -5.0, 90.0]) * STEP[dtype]
+    right = exact.astype(kind_of(dtype))
+    for steps, passes in ((1, True), (2, True), (3, False)):
+        bits = right.copy().view(f"u{right.itemsize}")
+        bits[0] += steps
+        report = compare(bits.view(right.dtype), exact, right.copy())
+        assert report.ok is passes and report.allowed_max == 2 * STEP[dtype]
+
+
+@every_dtype
+@pytest.mark.parametrize("steps, passes", [(3, True), (4, False)])
+def test_the_rule_takes_the_ulp_of_the_result(dtype, steps, passes):
+    """Two ulp of ``actual``, relative to the largest: here a little less than four steps of the numbers about 16."""
+    exact = 18 + np.round(np.random.default_rng(1).uniform(-1, 1, (5, 33)) * 8) / 8  # all hold in eight bits
+    exact[2, 2] = 31.875
+    actual = exact.astype(kind_of(dtype))
+    assert (actual.astype(np.float64) == exact).all()
+    actual[1, 1] = exact[1, 1] + steps * 16 * EPS[dtype]
+    report = compare(actual, exact, exact.astype(np.float32))
+    assert report.dtype == dtype and report.allowed_max == 2 * EPS[dtype] * 31.875
+    assert report.ok is passes
+
+
+@every_dtype
+def test_bits_of_every_dtype(dtype):
+    kind = kind_of(dtype)
+    quiet = {2: 0x7E00 if dtype == "float16" else 0x7FC0, 4: 0x7FC00000}[kind.itemsize]
+    bits = np.array([quiet + 1, 0x3C00, 0, 0x8000 if kind.itemsize == 2 else 0x80000000], f"u{kind.itemsize}")
+    for i, change in ((0, 1), (1, 1), (2, 0x8000 << 8 * (kind.itemsize - 2))):
+        other = bits.copy()
+        other[i] += change
+        assert compare(bits.view(kind), bits.copy().view(kind), bitwise=True).ok
+        assert not compare(other.view(kind), bits.view(kind), bitwise=True).ok
 
 
 # The ways in which a harness lies, each planted.

@@ -27,6 +27,14 @@ class Format:
     def mantissa(self):
         return round(-math.log2(self.eps))
 
+    @property
+    def overflow(self):
+        """The smallest number that rounds to infinity: half a step beyond the largest."""
+        if self.name == "float64":
+            return self.largest
+        _, exponent = math.frexp(self.largest)
+        return self.largest + math.ldexp(self.eps, exponent - 2)
+
 
 FORMATS = {
     "float64": Format("float64", 2.0**-52, -1074, float(np.finfo(np.float64).max)),
@@ -95,8 +103,13 @@ class Figures:
 
     def add(self, start, y, x, p, bound):
         """Take in one block: y actual, x exact, p peer or None; all float64."""
-        # A magnitude beyond the dtype's largest number is an infinity in that dtype.
+        # A magnitude beyond the dtype's largest number is an infinity in that dtype. Where it is so near that a result
+        # within the rule's two ulp may round to either, an infinity counts as the smallest number that rounds to one.
         x = np.where(np.abs(x) > self.fmt.largest * (1 + 2 * self.fmt.eps), np.copysign(np.inf, x), x)
+        edge = np.isfinite(x) & (np.abs(x) >= self.fmt.largest * (1 - 2 * self.fmt.eps))
+        if edge.any():
+            y, p = (v if v is None else np.where(edge & (v == np.copysign(np.inf, x)),
+                                                 np.copysign(self.fmt.overflow, x), v) for v in (y, p))
         finite = np.isfinite(x) & np.isfinite(y)
         if not finite.all():
             same = finite | (np.isnan(x) & np.isnan(y)) | (x == y)
@@ -134,7 +147,8 @@ class Figures:
             kept[0], kept[1] = min(kept[0], float(values.min())), max(kept[1], float(values.max()))
         ulps = error / _ulp_of(magnitude, self.fmt)
         self.max_ulp = max(self.max_ulp, float(ulps.max()))
-        self.rounded_equal = self.rounded_equal and bool((_round_to(x, self.fmt) == y).all())
+        rounded = np.clip(_round_to(x, self.fmt), -self.fmt.overflow, self.fmt.overflow)  # an infinity at the edge
+        self.rounded_equal = self.rounded_equal and bool((rounded == y).all())
         if bound is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = np.where(error == 0, 0.0, error / bound)
