@@ -135,7 +135,7 @@ READ_ONLY = np.ones((2, 8), "f4")
 READ_ONLY.flags.writeable = False
 CTX = ck.silu_forward(X)[1]
 REFUSALS = [
-    (TypeError, r"silu\(\): 'x' must be float32, not float64", lambda: ck.silu(X.astype("f8"))),
+    (TypeError, r"silu\(\): 'x' must be float32, float16 or bfloat16, not float64", lambda: ck.silu(X.astype("f8"))),
     (TypeError, r"silu\(\): 'x' must be a NumPy array", lambda: ck.silu([1.0])),
     (ValueError, r"silu\(\): 'x' of shape \(\) does not fit", lambda: ck.silu(np.array(1, "f4"))),
     (ValueError, r"silu\(\): 'x' must be contiguous along its last axis", lambda: ck.silu(X[:, ::2])),

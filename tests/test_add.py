@@ -132,7 +132,7 @@ REFUSALS = [
         r"add_backward\(\): 'out.x' is written and overlaps 'out.y'",
         lambda: ck.add_backward(np.ones_like(X), CTX, out=Gradients(X, X)),
     ),
-    (TypeError, r"add_backward\(\): 'dy' must be float32", lambda: ck.add_backward(X.astype("f2"), CTX)),
+    (TypeError, r"add_backward\(\): 'dy' must be float32", lambda: ck.add_backward(X.astype("f8"), CTX)),
 ]
 
 

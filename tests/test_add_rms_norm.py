@@ -198,7 +198,7 @@ def test_add_rms_norm_takes_strided_views(isa, rng):
 X, W = np.ones((2, 8), "f4"), np.ones(8, "f4")
 CTX = ck.add_rms_norm_forward(X, X, W)[1]
 REFUSALS = [
-    (TypeError, r"add_rms_norm\(\): 'x' must be float32, not float64", lambda: ck.add_rms_norm(X.astype("f8"), X, W)),
+    (TypeError, r"add_rms_norm\(\): 'x' must be float32, float16 or bfloat16, not float64", lambda: ck.add_rms_norm(X.astype("f8"), X, W)),
     (TypeError, r"add_rms_norm\(\): 'weight' must be a NumPy array", lambda: ck.add_rms_norm(X, X, None)),
     (ValueError, r"add_rms_norm\(\): 'residual' of shape \(8,\) does not fit", lambda: ck.add_rms_norm(X, X[0], W)),
     (ValueError, r"add_rms_norm\(\): 'weight' of shape \(4,\) .*C=8", lambda: ck.add_rms_norm(X, X, W[:4])),

@@ -145,12 +145,11 @@ BAD_INPUTS = {
     "list": ([1.0, 2.0], TypeError, "must be a NumPy array or lend its memory by __dlpack__, not <class 'list'>"),
     "none": (None, TypeError, "must be a NumPy array"),
     "number": (1.0, TypeError, "must be a NumPy array"),
-    "float64": (X.astype("f8"), TypeError, "must be float32, not float64"),
-    "float16": (X.astype("f2"), TypeError, "must be float32, not float16"),
-    "bool": (X > 0, TypeError, "must be float32, not bool"),
-    "object": (X.astype(object), TypeError, "must be float32, not object"),
-    "complex": (X.astype("c8"), TypeError, "must be float32, not complex64"),
-    "int": (X.astype("i4"), TypeError, "must be float32, not int32"),
+    "float64": (X.astype("f8"), TypeError, "must be float32, float16 or bfloat16, not float64"),
+    "bool": (X > 0, TypeError, "must be float32, float16 or bfloat16, not bool"),
+    "object": (X.astype(object), TypeError, "must be float32, float16 or bfloat16, not object"),
+    "complex": (X.astype("c8"), TypeError, "must be float32, float16 or bfloat16, not complex64"),
+    "int": (X.astype("i4"), TypeError, "must be float32, float16 or bfloat16, not int32"),
     "swapped": (X.astype(">f4"), ValueError, "must be aligned and of native byte order"),
     "unaligned": (unaligned(X), ValueError, "must be aligned and of native byte order"),
     "last axis": (X[..., ::2], ValueError, "must be contiguous along its last axis: pass numpy.ascontiguousarray"),
@@ -279,7 +278,7 @@ def test_every_op_refuses_what_does_not_fit(op, rng):
             continue
         axes = good[i] if "*" in p.shape else good[i][..., None, None]
         for wrong in (
-            good[i].astype("f2"),
+            good[i].astype("c8"),
             good[i].astype("i2"),
             good[i].astype(good[i].dtype.newbyteorder()),
             good[i].astype(object),

@@ -66,19 +66,29 @@ def test_overlap_with_a_tensor_is_seen():
     [
         (lambda: values(3, 48).requires_grad_(), "does not lend its memory: .*(grad|detach)"),
         (lambda: values(3, 48).to("meta"), "(is not in CPU memory|does not lend its memory)"),
-        (lambda: values(3, 48).bfloat16(), "has dtype bfloat16, which is not supported"),
-        (lambda: values(3, 48).double(), "must be float32, not float64"),
-        (lambda: values(3, 48).half(), "must be float32, not float16"),
+        (lambda: values(3, 48).double(), "must be float32(, float16 or bfloat16)?, not float64"),
+        (lambda: values(3, 48).to(torch.float8_e4m3fn), "(has dtype|does not lend its memory)"),
         (lambda: values(3, 48).to_sparse(), "does not lend its memory"),
         (lambda: torch.complex(values(3, 48), values(3, 48)), "has dtype complex64, which is not supported"),
     ],
-    ids=["requires grad", "meta", "bfloat16", "double", "half", "sparse", "complex"],
+    ids=["requires grad", "meta", "double", "float8", "sparse", "complex"],
 )
 def test_what_cannot_be_taken_is_a_type_error_that_names_it(bad, text):
     with pytest.raises(TypeError, match=r"rms_norm\(\): 'x' " + text):
         ck.rms_norm(bad(), W)
     with pytest.raises(TypeError, match=r"rms_norm\(\): 'out' " + text):
         ck.rms_norm(values(3, 48), W, out=bad())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_tensors_of_16_bits_are_taken_and_written_in_place(kind):
+    x = values(3, 48).to(kind)
+    out = torch.zeros_like(x)
+    assert ck.rms_norm(x, W, out=out) is out
+    assert torch.equal(out.view(torch.int16), torch.from_numpy(ck.rms_norm(x, W).view(np.int16)))
+    assert out.abs().max() > 0.5
+    with pytest.raises(TypeError, match=rf"rms_norm\(\): 'out' must be {str(kind)[6:]}, not float32"):
+        ck.rms_norm(x, W, out=values(3, 48))
 
 
 def test_ids_may_be_tensors():

@@ -185,7 +185,7 @@ DY, CTX = np.ones((2, 3, 8), "f4"), (lambda: ck.embedding_forward(IDS, W)[1])
     (TypeError, r"embedding\(\): 'ids' must be int32 or int64, not float32", lambda: ck.embedding(IDS.astype("f4"), W)),
     (TypeError, r"embedding\(\): 'ids' must be int32 or int64, not bool", lambda: ck.embedding(IDS.astype(bool), W)),
     (TypeError, r"embedding\(\): 'ids' must be a NumPy array", lambda: ck.embedding([0, 1], W)),
-    (TypeError, r"embedding\(\): 'weight' must be float32, not float64", lambda: ck.embedding(IDS, W.astype("f8"))),
+    (TypeError, r"embedding\(\): 'weight' must be float32, float16 or bfloat16, not float64", lambda: ck.embedding(IDS, W.astype("f8"))),
     (ValueError, r"embedding\(\): 'weight' of shape \(8,\) does not fit \[V, C\]", lambda: ck.embedding(IDS, W[0])),
     (ValueError, r"embedding\(\): 'weight' must be contiguous along its last axis",
      lambda: ck.embedding(IDS, W[:, ::2])),

@@ -157,7 +157,7 @@ READ_ONLY.flags.writeable = False
 PACKED = ck.swiglu_forward(X)[1]
 PAIR = ck.swiglu_forward(X, X.copy())[1]
 REFUSALS = [
-    (TypeError, r"swiglu\(\): 'gate' must be float32, not float64", lambda: ck.swiglu(X.astype("f8"), X)),
+    (TypeError, r"swiglu\(\): 'gate' must be float32, float16 or bfloat16, not float64", lambda: ck.swiglu(X.astype("f8"), X)),
     (TypeError, r"swiglu\(\): 'gate' must be a NumPy array", lambda: ck.swiglu([1.0, 2.0])),
     (
         TypeError,

@@ -341,7 +341,7 @@ SQUARE = np.ones((8, 8), "f4")
 
 
 @pytest.mark.parametrize("error, text, call", [
-    (TypeError, r"linear\(\): 'x' must be float32, not float64", lambda: ck.linear(X.astype("f8"), W)),
+    (TypeError, r"linear\(\): 'x' must be float32, float16 or bfloat16, not float64", lambda: ck.linear(X.astype("f8"), W)),
     (TypeError, r"linear\(\): 'x' must be a NumPy array .* not <class 'list'>", lambda: ck.linear([[1.0]], W)),
     (TypeError, r"linear\(\): 'weight' must be float32, not int64", lambda: ck.linear(X, W.astype("i8"))),
     (TypeError, r"linear\(\): 'weight' must be an array or a packed weight, not None",
@@ -375,7 +375,7 @@ SQUARE = np.ones((8, 8), "f4")
     (ValueError, r"linear\(\): 'packed' \[0, 8, 16\] is not a weight of 3 rows",
      lambda: ck._ck.linear_fwd(None, None, X, None, np.empty((0, 8, 16), "f4"), B, None, 0)),
     (TypeError, r"pack\(\): 'weight' must be an array, not <class 'list'>", lambda: ck.pack([[1.0]])),
-    (TypeError, r"pack\(\): 'weight' must be float32, not float64", lambda: ck.pack(W.astype("f8"))),
+    (TypeError, r"pack\(\): 'weight' must be float32, float16 or bfloat16, not float64", lambda: ck.pack(W.astype("f8"))),
     (ValueError, r"pack\(\): 'weight' of shape \(3,\) does not fit \[N, K\]", lambda: ck.pack(B)),
     (ValueError, r"pack\(\): 'weight' of shape \(3, 8\) does not fit 'out'", lambda: ck.pack(W, out=ck.pack(SQUARE))),
     (TypeError, r"pack\(\): 'out' must be a PackedWeight", lambda: ck.pack(W, out=W)),

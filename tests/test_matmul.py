@@ -159,7 +159,7 @@ A, B = np.ones((2, 3, 4), "f4"), np.ones((2, 4, 5), "f4")
 
 
 @pytest.mark.parametrize("error, text, call", [
-    (TypeError, r"matmul\(\): 'a' must be float32, not float64", lambda: ck.matmul(A.astype("f8"), B)),
+    (TypeError, r"matmul\(\): 'a' must be float32, float16 or bfloat16, not float64", lambda: ck.matmul(A.astype("f8"), B)),
     (TypeError, r"matmul\(\): 'b' must be a NumPy array .* not <class 'list'>", lambda: ck.matmul(A, [[1.0]])),
     (ValueError, r"matmul\(\): 'a' of shape \(4,\) does not fit", lambda: ck.matmul(A[0, 0], B)),
     (ValueError, r"matmul\(\): 'b' of shape \(2, 3, 5\) does not fit \[..., K, N\], where K=4",

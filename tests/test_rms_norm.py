@@ -192,7 +192,7 @@ READ_ONLY.flags.writeable = False
 
 
 @pytest.mark.parametrize("error, text, call", [
-    (TypeError, r"rms_norm\(\): 'x' must be float32, not float64", lambda: ck.rms_norm(X.astype("f8"), W)),
+    (TypeError, r"rms_norm\(\): 'x' must be float32, float16 or bfloat16, not float64", lambda: ck.rms_norm(X.astype("f8"), W)),
     (TypeError, r"rms_norm\(\): 'x' must be a NumPy array .* not <class 'list'>", lambda: ck.rms_norm([1.0], W)),
     (TypeError, r"rms_norm\(\): 'eps' must be a number", lambda: ck.rms_norm(X, W, "small")),
     (ValueError, r"rms_norm\(\): 'weight' of shape \(7,\) does not fit \[C\], where C=8",

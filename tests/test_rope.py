@@ -310,7 +310,7 @@ READ_ONLY.flags.writeable = False
 @pytest.mark.parametrize(
     "error, text, call",
     [
-        (TypeError, r"rope\(\): 'x' must be float32, not float64", lambda: ck.rope(X.astype("f8"), COS, SIN)),
+        (TypeError, r"rope\(\): 'x' must be float32, float16 or bfloat16, not float64", lambda: ck.rope(X.astype("f8"), COS, SIN)),
         (TypeError, r"rope\(\): 'cos' must be a NumPy array .* not <class 'list'>", lambda: ck.rope(X, [1.0], SIN)),
         (
             TypeError,

@@ -54,7 +54,7 @@ refuse_layout(const ck_call *call, const ck_param *p, PyArrayObject *array)
 
     if (!PyArray_ISALIGNED(array) || PyArray_ISBYTESWAPPED(array))
         return ck_refuse_param(PyExc_ValueError, call->op, p, "must be aligned and of native byte order: pass a copy");
-    if (ck_is_vector(p) && !PyArray_IS_C_CONTIGUOUS(array))
+    if ((ck_is_vector(p) || p->type == CK_TYPE_weight) && !PyArray_IS_C_CONTIGUOUS(array))
         return ck_refuse_param(PyExc_ValueError, call->op, p, "must be contiguous: pass numpy.ascontiguousarray of it");
     if (!ck_is_vector(p) && !ends_anywhere && last >= 0 && PyArray_DIM(array, last) > 1 && PyArray_SIZE(array) > 0
         && PyArray_STRIDE(array, last) != PyArray_ITEMSIZE(array))

@@ -96,7 +96,7 @@ share(PyArrayObject *x, PyArrayObject *y)
     return yes;
 }
 
-/* No array that is written may share memory with another, save an OVER with the whole of an IN. */
+/* No array that is written may share memory with another, save an OVER with the whole of an IN that is no weight. */
 int
 ck_refuse_overlap(const ck_call *call)
 {
@@ -107,7 +107,7 @@ ck_refuse_overlap(const ck_call *call)
             const ck_param *p = &op->params[i], *q = &op->params[j];
             if (i == j || y == NULL || (ck_is_written(q) && j < i))
                 continue;
-            if (p->kind == CK_OVER && (q->kind == CK_IN || q->kind == CK_OPT_IN) && same_whole(x, y))
+            if (p->kind == CK_OVER && (q->kind == CK_IN || q->kind == CK_OPT_IN) && q->type != CK_TYPE_weight && same_whole(x, y))
                 continue;
             const int shared = share(x, y);
             if (shared < 0)

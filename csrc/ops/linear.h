@@ -38,7 +38,7 @@ CK_DECLARE(linear_fwd)
 #define CK_ARGS_linear_bwd(_)                      \
     _(OPT_OUT,  elem,    dx,         "R* K")       \
     _(OPT_OUT,  elem,    dweight,    "N K")        \
-    _(OPT_OUT,  elem,    dbias,      "N")          \
+    _(OPT_OUT,  weight,  dbias,      "N")          \
     _(OPT_OUT,  elem,    dresidual,  "R* N")       \
     _(IN,       elem,    dy,         "R* N")       \
     _(OPT_IN,   elem,    x,          "R* K")       \

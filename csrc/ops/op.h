@@ -25,7 +25,7 @@
  * product.  A shape without a star keeps its axes; one with a star has them merged as far as strides allow, and
  * ck_row() finds a row by its number.  `elem` is the dtype of the call: float, ck_bf16 or ck_f16 where kernels are
  * compiled.  `ids` is int32 or int64: see ck_id().  `weight` is elem, or float32 beside 16-bit elements: the op makes
- * floats of it before its tasks run (ops/weight.h), so that kernels see floats alone.
+ * floats of it before its tasks run (ops/widen.h), so that kernels see floats alone.  It is contiguous.
  */
 #include "runtime/error.h"
 #include "runtime/task.h"
