@@ -3,7 +3,8 @@
 #include "ops/elementwise.h"
 #include "simd/words.h"
 
-CK_KERNEL(add_fwd)
+CK_TEMPLATE void
+forward(const struct ck_add_fwd *a, ck_task task, bool stream)
 {
     const v16 alpha = v16_splat((float)a->alpha);
 
@@ -11,23 +12,43 @@ CK_KERNEL(add_fwd)
         const elem *x = (const elem *)ck_row(&a->x, s.row) + s.column;
         const elem *y = (const elem *)ck_row(&a->y, s.row) + s.column;
         elem *out = (elem *)ck_row(&a->out, s.row) + s.column;
-        for (size_t c = 0; c < s.n; c += 16)
-            v16_store(out + c, v16_fma(v16_load(y + c, s.n - c), alpha, v16_load(x + c, s.n - c)), s.n - c);
+        CK_EACH(c, w, out, s.n, stream, {
+            v16_put(out + c, v16_fma(v16_load(y + c, w), alpha, v16_load(x + c, w)), w, stream);
+        });
     }
 }
 
-CK_KERNEL(add_bwd)
+CK_KERNEL(add_fwd)
+{
+    if (task.stream)
+        forward(a, task, true);
+    else
+        forward(a, task, false);
+    ck_stream_end();
+}
+
+CK_TEMPLATE void
+backward(const struct ck_add_bwd *a, ck_task task, bool stream)
 {
     const v16 alpha = v16_splat((float)a->alpha);
 
     for (ck_stretch s = ck_first_stretch(task, a->C); s.n != 0; s = ck_next_stretch(s, task, a->C)) {
         const elem *dout = (const elem *)ck_row(&a->dout, s.row) + s.column;
         elem *dx = (elem *)ck_row(&a->dx, s.row) + s.column, *dy = (elem *)ck_row(&a->dy, s.row) + s.column;
-        for (size_t c = 0; c < s.n; c += 16) {
-            const v16 d = v16_load(dout + c, s.n - c);
+        CK_EACH(c, w, dy, s.n, stream, {
+            const v16 d = v16_load(dout + c, w);
             if (dx != dout)
-                v16_store(dx + c, d, s.n - c);
-            v16_store(dy + c, v16_mul(d, alpha), s.n - c);
-        }
+                v16_put(dx + c, d, w, stream);
+            v16_put(dy + c, v16_mul(d, alpha), w, stream);
+        });
     }
+}
+
+CK_KERNEL(add_bwd)
+{
+    if (task.stream)
+        backward(a, task, true);
+    else
+        backward(a, task, false);
+    ck_stream_end();
 }

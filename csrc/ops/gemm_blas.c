@@ -85,7 +85,7 @@ blas_task(const void *args, ck_task task)
         job->sgemm(CK_BLAS_ROWS, left.transposed ? CK_BLAS_TRANSPOSED : CK_BLAS_AS_IS,
                    right.transposed ? CK_BLAS_TRANSPOSED : CK_BLAS_AS_IS, (int)at.rows, (int)at.columns, (int)a->K, 1.0f,
                    left.data, left.step, right.data, right.step, 0.0f, sums, (int)a->columns);
-        job->k->kernel[CK_NR_gemm](a, (ck_task){i, i + 1, sums, NULL});
+        job->k->kernel[CK_NR_gemm](a, (ck_task){.begin = i, .end = i + 1, .work = sums});
     }
 }
 

@@ -62,7 +62,7 @@ run_task(const ck_job *job, size_t i, char *scratch)
 {
     const size_t begin = i * job->grain, end = job->n - begin < job->grain ? job->n : begin + job->grain;
     char *work = job->work != NULL ? (char *)job->work + i * job->work_each : NULL;
-    job->kernel(job->args, (ck_task){begin, end, work, scratch});
+    job->kernel(job->args, (ck_task){begin, end, work, scratch, job->stream});
 }
 
 /*
