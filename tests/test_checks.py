@@ -16,6 +16,7 @@ CALLS = {
     "attention": (normal(1, 2, 3, 4), normal(1, 1, 5, 4), normal(1, 1, 5, 4)),
     "cross_entropy": (normal(3, 8), np.array([1, 0, 7])),
     "embedding": (np.array([2, 0, 2]), normal(4, 8)),
+    "l2_norm": (normal(3, 8),),
     "layer_norm": (normal(3, 8), normal(8), normal(8)),
     "linear": (normal(3, 8), normal(5, 8)),
     "matmul": (normal(3, 8), normal(8, 5)),
