@@ -20,6 +20,7 @@ CALLS = {
     "layer_norm": (normal(3, 8), normal(8), normal(8)),
     "linear": (normal(3, 8), normal(5, 8)),
     "matmul": (normal(3, 8), normal(8, 5)),
+    "qk_norm_rope": (normal(3, 8), normal(8), *ck.rope_table(np.arange(3), 8)),
     "rms_norm": (normal(3, 8), normal(8)),
     "rope": (normal(3, 8), *ck.rope_table(np.arange(3), 8)),
     "silu": (normal(3, 8),),

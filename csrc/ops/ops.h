@@ -16,6 +16,7 @@
 #include "ops/linear.h"
 #include "ops/linear_dz.h"
 #include "ops/matmul.h"
+#include "ops/qk_norm_rope.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
 #include "ops/softmax.h"

@@ -26,6 +26,7 @@ from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
+from ckernels.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_backward, qk_norm_rope_forward
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
 from ckernels.ops.softmax import softmax, softmax_backward, softmax_forward
@@ -56,6 +57,7 @@ __all__ = [
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
     "layer_norm", "layer_norm_forward", "layer_norm_backward",
     "l2_norm", "l2_norm_forward", "l2_norm_backward",
+    "qk_norm_rope", "qk_norm_rope_forward", "qk_norm_rope_backward",
     "silu", "silu_forward", "silu_backward",
     "swiglu", "swiglu_forward", "swiglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table",
