@@ -16,8 +16,11 @@ CALLS = {
     "attention": (normal(1, 2, 3, 4), normal(1, 1, 5, 4), normal(1, 1, 5, 4)),
     "cross_entropy": (normal(3, 8), np.array([1, 0, 7])),
     "embedding": (np.array([2, 0, 2]), normal(4, 8)),
+    "l2_norm": (normal(3, 8),),
+    "layer_norm": (normal(3, 8), normal(8), normal(8)),
     "linear": (normal(3, 8), normal(5, 8)),
     "matmul": (normal(3, 8), normal(8, 5)),
+    "qk_norm_rope": (normal(3, 8), normal(8), *ck.rope_table(np.arange(3), 8)),
     "rms_norm": (normal(3, 8), normal(8)),
     "rope": (normal(3, 8), *ck.rope_table(np.arange(3), 8)),
     "silu": (normal(3, 8),),
@@ -79,9 +82,10 @@ def test_context_of_another_op_is_refused(op):
 
 
 @pytest.mark.parametrize("op, field", [("linear", "bias"), ("linear", "residual"), ("attention", "sinks"),
-                                       ("rms_norm", "weight"), ("swiglu", "up")])  # fmt: skip
+                                       ("rms_norm", "weight"), ("layer_norm", "weight"),
+                                       ("layer_norm", "bias"), ("swiglu", "up")])  # fmt: skip
 def test_a_gradient_of_what_forward_did_not_have_is_refused(op, field):
-    arguments = {"rms_norm": CALLS["rms_norm"][:1], "swiglu": CALLS["swiglu"][:1]}.get(op, CALLS[op])
+    arguments = {"rms_norm": CALLS["rms_norm"][:1], "layer_norm": CALLS["layer_norm"][:1], "swiglu": CALLS["swiglu"][:1]}.get(op, CALLS[op])
     y, ctx = getattr(ck, op + "_forward")(*arguments)
     kind = type(getattr(ck, op + "_backward")(np.ones_like(y), ctx))
     with pytest.raises(ValueError, match=f"'out.{field}' must be None, as forward had no '{field}'"):

@@ -1,66 +1,124 @@
-#include "kernels/kernel.h"
+#include "kernels/norm.h"
 #include "ops/add_rms_norm.h"
-#include "simd/words.h"
 
-#include <math.h>
+typedef struct {
+    const elem *x, *residual, *next_x, *next_residual;
+    elem *h;
+    const float *weight;
+    v16 scale;
+    bool stream_h;
+} forward_row;
+
+/* The sum as h holds it: rounded. */
+ALWAYS v16
+sum_of(const forward_row *row, size_t c, size_t n)
+{
+    const v16 sum = v16_add(v16_load(row->residual + c, n), v16_load(row->x + c, n));
+    if (CK_IS_FLOAT)
+        return sum;
+    elem rounded[16];
+    v16_store(rounded, sum, 16);
+    return v16_load(rounded, 16);
+}
+
+ALWAYS norm_lanes
+add_square(const void *of, size_t c, size_t n, norm_lanes sum)
+{
+    const v16 h = sum_of(of, c, n);
+    sum.a = v16_fma(h, h, sum.a);
+    return sum;
+}
+
+/* y, and h on the way: made a second time, since that is nearer than reading what was written. */
+ALWAYS v16
+normed(const void *of, size_t c, size_t n)
+{
+    const forward_row *row = of;
+    const v16 h = sum_of(row, c, n);
+    ck_prefetch(row->next_x + c);
+    ck_prefetch(row->next_residual + c);
+    if (row->stream_h)
+        v16_stream(row->h + c, h, n);
+    else
+        v16_store(row->h + c, h, n);
+    return v16_mul(v16_mul(h, row->scale), v16_load_f32(row->weight + c, n));
+}
 
 CK_KERNEL(add_rms_norm_fwd)
 {
     const size_t C = a->C;
-    const float *weight = a->weight.data;
+    const bool stream_y = norm_streams(&a->y, &a->x, 4, a->R, C) && norm_streams(&a->y, &a->residual, 4, a->R, C);
+    const bool stream_h = norm_streams(&a->h, &a->x, 4, a->R, C) && norm_streams(&a->h, &a->residual, 4, a->R, C);
 
     for (size_t r = task.begin; r < task.end; r++) {
-        const elem *x = ck_row(&a->x, r), *residual = ck_row(&a->residual, r); /* [r,:] */
-        elem *h = ck_row(&a->h, r), *y = ck_row(&a->y, r);
-
-        v16 squares = v16_zero();
-        for (size_t c = 0; c < C; c += 16) {
-            v16_store(h + c, v16_add(v16_load(residual + c, C - c), v16_load(x + c, C - c)), C - c);
-            const v16 hc = v16_load(h + c, C - c); /* as stored: rounded */
-            squares = v16_fma(hc, hc, squares);
-        }
-        const float rstd = (float)(1.0 / sqrt((double)v16_sum(squares) / (double)C + a->eps));
+        forward_row row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, task.end, C),
+                           .residual = ck_row(&a->residual, r), .next_residual = norm_next(&a->residual, r, task.end, C),
+                           .h = ck_row(&a->h, r), .stream_h = stream_h, .weight = a->weight.data};
+        const float rstd = (float)(1 / sqrt(norm_sum(add_square, &row, C).a / (double)C + a->eps));
         if (a->rstd != NULL)
             a->rstd[r] = rstd;
-
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 scaled = v16_mul(v16_load(h + c, C - c), v16_splat(rstd));
-            v16_store(y + c, v16_mul(scaled, v16_load_f32(weight + c, C - c)), C - c);
-        }
+        row.scale = v16_splat(rstd);
+        norm_write(ck_row(&a->y, r), C, stream_y, normed, &row);
     }
+    if (stream_y || stream_h)
+        ck_stream_end();
 }
 
-/* One block of rows; its share of dweight goes to task.work, [C]. */
+typedef struct {
+    const elem *h, *dy, *dh, *next_h, *next_dy, *next_dh;
+    elem *dresidual;
+    const float *weight;
+    float *dweight; /* NULL: not wanted */
+    v16 scale, pull;
+    bool first;
+} backward_row;
+
+ALWAYS norm_lanes
+add_product(const void *of, size_t c, size_t n, norm_lanes sum)
+{
+    const backward_row *row = of;
+    const v16 g = v16_mul(v16_load(row->dy + c, n), v16_load_f32(row->weight + c, n));
+    sum.a = v16_fma(g, v16_load(row->h + c, n), sum.a);
+    return sum;
+}
+
+ALWAYS v16
+gradient(const void *of, size_t c, size_t n)
+{
+    const backward_row *row = of;
+    const v16 h = v16_load(row->h + c, n), dy = v16_load(row->dy + c, n), dh = v16_load(row->dh + c, n);
+    const v16 g = v16_mul(dy, v16_load_f32(row->weight + c, n));
+    const v16 sum = v16_add(dh, v16_mul(row->scale, v16_fma(h, row->pull, g)));
+    ck_prefetch(row->next_h + c);
+    ck_prefetch(row->next_dy + c);
+    ck_prefetch(row->next_dh + c);
+    if (row->dweight != NULL)
+        norm_add_to(row->dweight + c, row->first, dy, v16_mul(h, row->scale), n);
+    if (row->dresidual != NULL)
+        v16_store(row->dresidual + c, sum, n);
+    return sum;
+}
+
+/* Each block of rows leaves its share of dweight in its row of task.work. */
 CK_KERNEL(add_rms_norm_bwd)
 {
     const size_t C = a->C;
-    const float *weight = a->weight.data;
-    float *dweight = a->dweight.data != NULL ? task.work : NULL;
+    const bool stream = norm_streams(&a->dx, &a->dy, 4, a->R, C) && a->dx.data != a->dh.data;
 
     for (size_t r = task.begin; r < task.end; r++) {
-        const elem *h = ck_row(&a->h, r), *dy = ck_row(&a->dy, r), *dh = ck_row(&a->dh, r); /* [r,:] */
-        elem *dx = ck_row(&a->dx, r), *dresidual = a->dresidual.data != NULL ? ck_row(&a->dresidual, r) : NULL;
-        const v16 scale = v16_splat(a->rstd[r]);
-
-        v16 dot = v16_zero();
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 g = v16_mul(v16_load(dy + c, C - c), v16_load_f32(weight + c, C - c));
-            dot = v16_fma(g, v16_load(h + c, C - c), dot);
-        }
+        backward_row row = {.h = ck_row(&a->h, r), .next_h = norm_next(&a->h, r, task.end, C),
+                            .dy = ck_row(&a->dy, r), .next_dy = norm_next(&a->dy, r, task.end, C),
+                            .dh = ck_row(&a->dh, r), .next_dh = norm_next(&a->dh, r, task.end, C),
+                            .weight = a->weight.data, .scale = v16_splat(a->rstd[r]),
+                            .first = r % CK_ADD_RMS_NORM_ROWS == 0};
+        if (a->dweight.data != NULL)
+            row.dweight = (float *)task.work + (r - task.begin) / CK_ADD_RMS_NORM_ROWS * C;
+        if (a->dresidual.data != NULL)
+            row.dresidual = ck_row(&a->dresidual, r);
         const double rstd = a->rstd[r];
-        const v16 pull = v16_splat((float)(-rstd * rstd * v16_sum(dot) / (double)C));
-
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 hc = v16_load(h + c, C - c), dyc = v16_load(dy + c, C - c), dhc = v16_load(dh + c, C - c);
-            const v16 g = v16_mul(dyc, v16_load_f32(weight + c, C - c));
-            const v16 sum = v16_add(dhc, v16_mul(scale, v16_fma(hc, pull, g)));
-            if (dweight != NULL) {
-                const v16 before = r == task.begin ? v16_zero() : v16_load_f32(dweight + c, C - c);
-                v16_store_f32(dweight + c, v16_fma(dyc, v16_mul(hc, scale), before), C - c);
-            }
-            v16_store(dx + c, sum, C - c);
-            if (dresidual != NULL)
-                v16_store(dresidual + c, sum, C - c);
-        }
+        row.pull = v16_splat((float)(-rstd * rstd * norm_sum(add_product, &row, C).a / (double)C));
+        norm_write(ck_row(&a->dx, r), C, stream, gradient, &row);
     }
+    if (stream)
+        ck_stream_end();
 }

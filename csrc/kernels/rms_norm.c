@@ -1,69 +1,107 @@
-#include "kernels/kernel.h"
+#include "kernels/norm.h"
 #include "ops/rms_norm.h"
-#include "simd/words.h"
 
-#include <math.h>
+typedef struct {
+    const elem *x, *dy, *next_x, *next_dy; /* dy: in backward */
+    const float *weight;
+    float *dweight; /* NULL: not wanted */
+    v16 offset, scale, pull;
+    bool first;
+} row_of;
 
-/* offset + weight[c..]; ones where there is no weight */
-static inline v16
-scales(const float *weight, float offset, size_t c, size_t n)
+ALWAYS v16 weights(const row_of *row, size_t c, size_t n) { return v16_add(v16_load_f32(row->weight + c, n), row->offset); }
+
+ALWAYS v16
+scaled(const void *of, size_t c, size_t n)
 {
-    return weight != NULL ? v16_add(v16_load_f32(weight + c, n), v16_splat(offset)) : v16_splat(1.0f);
+    const row_of *row = of;
+    ck_prefetch(row->next_x + c);
+    return v16_mul(v16_load(row->x + c, n), row->scale);
+}
+ALWAYS v16 scaled_weighted(const void *of, size_t c, size_t n) { return v16_mul(scaled(of, c, n), weights(of, c, n)); }
+
+ALWAYS void
+forward(const struct ck_rms_norm_fwd *a, ck_task task, norm_value *value)
+{
+    const size_t C = a->C;
+    const bool stream = norm_streams(&a->y, &a->x, 2, a->R, C);
+
+    for (size_t r = task.begin; r < task.end; r++) {
+        row_of row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, task.end, C), .weight = a->weight.data,
+                      .offset = v16_splat((float)a->offset)};
+        const float rstd = (float)(1 / sqrt(norm_sum(norm_square, row.x, C).a / (double)C + a->eps));
+        if (a->rstd != NULL)
+            a->rstd[r] = rstd;
+        row.scale = v16_splat(rstd);
+        norm_write(ck_row(&a->y, r), C, stream, value, &row);
+    }
+    if (stream)
+        ck_stream_end();
 }
 
 CK_KERNEL(rms_norm_fwd)
 {
-    const size_t C = a->C;
-
-    for (size_t r = task.begin; r < task.end; r++) {
-        const elem *x = ck_row(&a->x, r); /* [r,:] */
-        elem *y = ck_row(&a->y, r);
-
-        v16 squares = v16_zero();
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 xc = v16_load(x + c, C - c);
-            squares = v16_fma(xc, xc, squares);
-        }
-        const float rstd = (float)(1.0 / sqrt((double)v16_sum(squares) / (double)C + a->eps));
-        if (a->rstd != NULL)
-            a->rstd[r] = rstd;
-
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 scaled = v16_mul(v16_load(x + c, C - c), v16_splat(rstd));
-            v16_store(y + c, v16_mul(scaled, scales(a->weight.data, (float)a->offset, c, C - c)), C - c);
-        }
-    }
+    if (a->weight.data != NULL)
+        forward(a, task, scaled_weighted);
+    else
+        forward(a, task, scaled);
 }
 
-/* One block of rows; its share of dweight goes to task.work, [C]. */
-CK_KERNEL(rms_norm_bwd)
+ALWAYS v16
+pulled(const row_of *row, size_t c, size_t n, bool weighted)
+{
+    const v16 dy = v16_load(row->dy + c, n);
+    return weighted ? v16_mul(dy, weights(row, c, n)) : dy;
+}
+
+ALWAYS norm_lanes
+add_product(const row_of *row, size_t c, size_t n, norm_lanes sum, bool weighted)
+{
+    sum.a = v16_fma(pulled(row, c, n, weighted), v16_load(row->x + c, n), sum.a);
+    return sum;
+}
+ALWAYS norm_lanes add_plain(const void *of, size_t c, size_t n, norm_lanes s) { return add_product(of, c, n, s, false); }
+ALWAYS norm_lanes add_weighted(const void *of, size_t c, size_t n, norm_lanes s) { return add_product(of, c, n, s, true); }
+
+/* What cancels is rounded least so. */
+ALWAYS v16
+gradient(const row_of *row, size_t c, size_t n, bool weighted)
+{
+    const v16 x = v16_load(row->x + c, n), g = pulled(row, c, n, weighted);
+    ck_prefetch(row->next_x + c);
+    ck_prefetch(row->next_dy + c);
+    if (row->dweight != NULL)
+        norm_add_to(row->dweight + c, row->first, v16_load(row->dy + c, n), v16_mul(x, row->scale), n);
+    return v16_mul(row->scale, v16_fma(x, row->pull, g));
+}
+ALWAYS v16 gradient_plain(const void *of, size_t c, size_t n) { return gradient(of, c, n, false); }
+ALWAYS v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }
+
+ALWAYS void
+backward(const struct ck_rms_norm_bwd *a, ck_task task, norm_term *term, norm_value *value)
 {
     const size_t C = a->C;
-    const float offset = (float)a->offset;
-    float *dweight = a->dweight.data != NULL ? task.work : NULL;
+    const bool stream = norm_streams(&a->dx, &a->dy, 3, a->R, C);
 
     for (size_t r = task.begin; r < task.end; r++) {
-        const elem *x = ck_row(&a->x, r), *dy = ck_row(&a->dy, r); /* [r,:] */
-        elem *dx = ck_row(&a->dx, r);
-        const float rstd = a->rstd[r];
-        const bool first = r == task.begin;
-
-        v16 dot = v16_zero();
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 g = v16_mul(v16_load(dy + c, C - c), scales(a->weight.data, offset, c, C - c));
-            dot = v16_fma(g, v16_load(x + c, C - c), dot);
-        }
-        const v16 scale = v16_splat(rstd);
-        const v16 pull = v16_splat((float)(-(double)rstd * rstd * v16_sum(dot) / (double)C));
-
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 xc = v16_load(x + c, C - c), dyc = v16_load(dy + c, C - c);
-            const v16 g = v16_mul(dyc, scales(a->weight.data, offset, c, C - c));
-            if (dweight != NULL) {
-                const v16 before = first ? v16_zero() : v16_load_f32(dweight + c, C - c);
-                v16_store_f32(dweight + c, v16_fma(dyc, v16_mul(xc, scale), before), C - c);
-            }
-            v16_store(dx + c, v16_mul(scale, v16_fma(xc, pull, g)), C - c); /* what cancels is rounded least so */
-        }
+        row_of row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, task.end, C),
+                      .dy = ck_row(&a->dy, r), .next_dy = norm_next(&a->dy, r, task.end, C),
+                      .weight = a->weight.data, .offset = v16_splat((float)a->offset),
+                      .scale = v16_splat(a->rstd[r]), .first = r % CK_RMS_NORM_ROWS == 0};
+        if (a->dweight.data != NULL)
+            row.dweight = (float *)task.work + (r - task.begin) / CK_RMS_NORM_ROWS * C;
+        const double rstd = a->rstd[r];
+        row.pull = v16_splat((float)(-rstd * rstd * norm_sum(term, &row, C).a / (double)C));
+        norm_write(ck_row(&a->dx, r), C, stream, value, &row);
     }
+    if (stream)
+        ck_stream_end();
+}
+
+CK_KERNEL(rms_norm_bwd)
+{
+    if (a->weight.data != NULL)
+        backward(a, task, add_weighted, gradient_weighted);
+    else
+        backward(a, task, add_plain, gradient_plain);
 }

@@ -14,8 +14,8 @@
  *     dweight[c] = sum_r dy[r,c] * h[r,c] * rstd[r]          added to what is there when `accumulate`
  *
  * h is rounded to the dtype before it is normed, so the bits are those of add and rms_norm one after the other.
- * Saved for backward: h, rstd.  In place: y and h may be x or residual, each its own; dx may be dy or dh.  Sums over c in
- * 16 lanes, then by halves; over r in blocks of CK_ADD_RMS_NORM_ROWS rows, then block by block in double.
+ * Saved for backward: h, rstd.  In place: y and h may be x or residual, each its own; dx may be dy or dh.  Sums as in
+ * rms_norm; over r in blocks of CK_ADD_RMS_NORM_ROWS rows, then block by block in double.
  */
 #define CK_ARGS_add_rms_norm_fwd(_)               \
     _(OVER,     elem,   y,        "R* C")         \
@@ -43,5 +43,5 @@ CK_DECLARE(add_rms_norm_fwd)
     _(SIZE,     size_t, C,          "")
 CK_DECLARE(add_rms_norm_bwd)
 
-enum { CK_ADD_RMS_NORM_ROWS = 32 }; /* a backward task; its work is one row of dweight, [C] */
+enum { CK_ADD_RMS_NORM_ROWS = 32 }; /* a block, which leaves one row of dweight, [C]; a task takes one or more of them */
 #endif

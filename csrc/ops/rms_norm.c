@@ -18,6 +18,7 @@ CK_RUN(rms_norm_fwd)
 CK_RUN(rms_norm_bwd)
 {
     const size_t blocks = ck_blocks(a->R, CK_RMS_NORM_ROWS), row = a->C * sizeof(float);
+    const size_t at_once = ck_blocks(ck_grain(a->C), CK_RMS_NORM_ROWS); /* blocks that make a task */
     struct ck_rms_norm_bwd wide = *a;
     float *weight, *parts = NULL; /* [C] [blocks,C] */
     ck_status status = ck_widen_weight(k, &wide.weight, a->C, &weight);
@@ -26,7 +27,7 @@ CK_RUN(rms_norm_bwd)
         status = CK_NO_MEMORY;
     if (status == CK_OK)
         status = ck_run(&(ck_job){.kernel = CK_FAST(rms_norm_bwd), .args = &wide, .n = a->R,
-                                  .grain = CK_RMS_NORM_ROWS, .work = parts, .work_each = row});
+                                  .grain = at_once * CK_RMS_NORM_ROWS, .work = parts, .work_each = at_once * row});
     if (status == CK_OK && parts != NULL)
         status = ck_sum_rows(k, &(struct ck_sum_rows){.sum = a->dweight, .x = ck_rows(parts, blocks, a->C, sizeof(float)),
                                                       .accumulate = a->accumulate, .R = blocks, .C = a->C});

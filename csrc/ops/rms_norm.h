@@ -12,8 +12,9 @@
  *     dx[r,c]    = rstd[r] * (dy[r,c] * w[c] - x[r,c] * rstd[r]^2 * dot[r] / C)
  *     dweight[c] = sum_r dy[r,c] * x[r,c] * rstd[r]          added to what is there when `accumulate`
  *
- * Saved for backward: rstd.  In place: y may be x, dx may be dy.  Sums over c in 16 lanes, then by halves; over r in
- * blocks of CK_RMS_NORM_ROWS rows, then block by block in double: the same bits for any number of threads.
+ * Saved for backward: rstd.  In place: y may be x, dx may be dy.  Sums over c: blocks of 4096, in each 32 lanes (c % 32),
+ * then by halves; blocks ascending in double.  Over r in blocks of CK_RMS_NORM_ROWS rows, then block by block in double:
+ * the same bits for any number of threads.
  */
 #define CK_ARGS_rms_norm_fwd(_)                 \
     _(OVER,     elem,   y,      "R* C")         \
@@ -39,5 +40,5 @@ CK_DECLARE(rms_norm_fwd)
     _(SIZE,     size_t, C,          "")
 CK_DECLARE(rms_norm_bwd)
 
-enum { CK_RMS_NORM_ROWS = 32 }; /* a backward task; its work is one row of dweight, [C] */
+enum { CK_RMS_NORM_ROWS = 32 }; /* a block, which leaves one row of dweight, [C]; a task takes one or more of them */
 #endif

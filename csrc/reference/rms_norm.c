@@ -18,16 +18,23 @@ CK_KERNEL(rms_norm_fwd)
     }
 }
 
-CK_KERNEL(rms_norm_bwd)
+/* Of a block of rows. */
+static void
+share_of_dweight(const struct ck_rms_norm_bwd *a, size_t begin, size_t end, float *dweight)
 {
-    const float *weight = a->weight.data;
-    float *dweight = task.work;
-    for (size_t c = 0; a->dweight.data && c < a->C; c++) {
+    for (size_t c = 0; c < a->C; c++) {
         double sum = 0;
-        for (size_t r = task.begin; r < task.end; r++)
+        for (size_t r = begin; r < begin + CK_RMS_NORM_ROWS && r < end; r++)
             sum += get((const elem *)ck_row(&a->dy, r) + c) * get((const elem *)ck_row(&a->x, r) + c) * a->rstd[r];
         dweight[c] = (float)sum;
     }
+}
+
+CK_KERNEL(rms_norm_bwd)
+{
+    const float *weight = a->weight.data;
+    for (size_t begin = task.begin; a->dweight.data && begin < task.end; begin += CK_RMS_NORM_ROWS)
+        share_of_dweight(a, begin, task.end, (float *)task.work + (begin - task.begin) / CK_RMS_NORM_ROWS * a->C);
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r), *dy = ck_row(&a->dy, r);
         elem *dx = ck_row(&a->dx, r);

@@ -21,9 +21,12 @@ from ckernels.ops.attention import (
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
 from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
+from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
+from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
+from ckernels.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_backward, qk_norm_rope_forward
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
 from ckernels.ops.softmax import softmax, softmax_backward, softmax_forward
@@ -52,6 +55,9 @@ __all__ = [
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
+    "layer_norm", "layer_norm_forward", "layer_norm_backward",
+    "l2_norm", "l2_norm_forward", "l2_norm_backward",
+    "qk_norm_rope", "qk_norm_rope_forward", "qk_norm_rope_backward",
     "silu", "silu_forward", "silu_backward",
     "swiglu", "swiglu_forward", "swiglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table",

@@ -76,6 +76,19 @@ def isas() -> list[str]: ...
 def kv_cache_append(
     keys: _Out, values: _Out, k: _In, v: _In, lengths: _In, counts: _In | None, /
 ) -> tuple[_Array, _Array]: ...
+def l2_norm_bwd(
+    dx: _Out, dy: _In, x: _In, rnorm: _In, /
+) -> _Array: ...
+def l2_norm_fwd(
+    y: _Out, rnorm: _Out, x: _In, eps: SupportsFloat, /
+) -> tuple[_Array, _Array]: ...
+def layer_norm_bwd(
+    dx: _Out, dweight: _Out, dbias: _Out, dy: _In, x: _In, weight: _In | None, bias: _In | None, mean: _In, rstd:
+    _In, add_weight: object, add_bias: object, /
+) -> tuple[_Array, _Array, _Array]: ...
+def layer_norm_fwd(
+    y: _Out, mean: _Out, rstd: _Out, x: _In, weight: _In | None, bias: _In | None, eps: SupportsFloat, /
+) -> tuple[_Array, _Array, _Array]: ...
 def linear_bwd(
     dx: _Out, dweight: _Out, dbias: _Out, dresidual: _Out, dy: _In, x: _In | None, weight: _In | None, pre: _In |
     None, activation: SupportsIndex, accumulate: object, /
@@ -112,6 +125,14 @@ def matmul_tt_fwd(
     y: _Out, a: _In, b: _In, /
 ) -> _Array: ...
 def memory_stats() -> dict[str, int]: ...
+def qk_norm_rope_bwd(
+    dx: _Out, dweight: _Out, dy: _In, x: _In, weight: _In, rstd: _In, cos: _In, sin: _In, positions: _In | None,
+    interleaved: object, accumulate: object, /
+) -> tuple[_Array, _Array]: ...
+def qk_norm_rope_fwd(
+    y: _Out, rstd: _Out, x: _In, weight: _In, cos: _In, sin: _In, positions: _In | None, interleaved: object, eps:
+    SupportsFloat, /
+) -> tuple[_Array, _Array]: ...
 def rms_norm_bwd(
     dx: _Out, dweight: _Out, dy: _In, x: _In, weight: _In | None, rstd: _In, offset: SupportsFloat, accumulate:
     object, /

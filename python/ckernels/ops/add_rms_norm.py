@@ -30,8 +30,8 @@ def add_rms_norm(x, residual, weight, eps=1e-6, *, out=None):
 
     Parameters
     ----------
-    x, residual : float32 [..., C]
-    weight : float32 [C]
+    x, residual : float32, float16 or bfloat16 [..., C]
+    weight : like x or float32 [C]
     eps : float
         Added to the mean square, inside the root.
     out : tuple of two arrays like x, optional
@@ -96,7 +96,7 @@ def add_rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     -------
     Gradients
         ``x`` and ``residual`` have the same gradient, and are one array; where ``out`` holds two, both are written.
-        ``weight`` float32 [C].
+        ``weight`` like weight [C].
 
     Raises
     ------

@@ -30,8 +30,8 @@ def rms_norm(x, weight=None, eps=1e-6, *, offset=0.0, out=None):
 
     Parameters
     ----------
-    x : float32 [..., C]
-    weight : float32 [C], optional
+    x : float32, float16 or bfloat16 [..., C]
+    weight : like x or float32 [C], optional
     eps : float
         Added to the mean square, inside the root.
     offset : float
@@ -50,8 +50,9 @@ def rms_norm(x, weight=None, eps=1e-6, *, offset=0.0, out=None):
 
     Notes
     -----
-    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result; sums run in 16 lanes.
-    Same bits for any number of threads and rows.  Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result; 16-bit results are computed
+    in float32 and rounded once.  Same bits for any number of threads and rows.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
 
     Examples
     --------
@@ -90,7 +91,7 @@ def rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     Returns
     -------
     Gradients
-        ``x`` like x, ``weight`` float32 [C] or None.
+        ``x`` like x, ``weight`` like weight [C] or None.
 
     Raises
     ------

@@ -1,17 +1,19 @@
 """Every op declared once for the comparisons; ``spec.py`` says what a declaration is."""
 
 from .attention import ATTENTION, LSE, SOFTMAX
+from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
 from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
 from .products import LINEAR, MATMUL
 from .rotary import ROPE, ROPE_TABLE
-from .rows import ADD, ADD_RMS_NORM, EMBEDDING, RMS_NORM
+from .rows import ADD, EMBEDDING
 from .spec import OpSpec, Probe
 
 __all__ = ["SPECS", "OpSpec", "Probe", "names"]
 
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
-    EMBEDDING + RMS_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + LINEAR + MATMUL + SOFTMAX + ATTENTION
+    EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + QK_NORM_ROPE
+    + LINEAR + MATMUL + SOFTMAX + ATTENTION
     + LSE + SILU + SWIGLU + CROSS_ENTROPY + SGD
 )  # fmt: skip
 

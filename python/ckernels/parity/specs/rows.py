@@ -1,4 +1,4 @@
-"""Specs of embedding, the residual and the norms."""
+"""Specs of embedding and the residual."""
 
 import numpy as np
 
@@ -44,76 +44,4 @@ ADD = family(
     _add_formula,
     eager=_add_eager,
     wrt=("x", "y"),
-)
-
-
-def _norm_inputs(rng, *shape, scale=1.0, weight=True, **options):
-    inputs = {"x": normal(rng, *shape, scale=scale)}
-    if weight:
-        # Away from one, and of both signs.
-        inputs["weight"] = normal(rng, shape[-1], scale=0.5) + np.float32(0.7)
-    return inputs | options
-
-
-def _rms_norm_formula(torch, x, weight=None, eps=1e-6, offset=0.0):
-    y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-    return y if weight is None else y * (offset + weight)
-
-
-def _rms_norm_eager(torch, x, weight=None, eps=1e-6, offset=0.0):
-    if weight is not None and offset:
-        weight = offset + weight
-    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
-def _rows_of_all_sizes(rng):
-    inputs = _norm_inputs(rng, 13, 96, eps=1e-5)
-    inputs["x"] *= (10.0 ** np.linspace(-5, 3, 13)).astype(np.float32)[:, None]
-    return inputs
-
-
-RMS_NORM = family(
-    "rms_norm",
-    [
-        Probe("7 rows of 576", lambda r: _norm_inputs(r, 7, 576), quick=True),
-        Probe("tiny rms, eps decides", lambda r: _norm_inputs(r, 5, 97, scale=1e-3, eps=1e-6), quick=True),
-        Probe("rows from 1e-5 to 1e3", _rows_of_all_sizes),
-        Probe("offset 1", lambda r: _norm_inputs(r, 3, 5, 64, offset=1.0, eps=1e-5)),
-        Probe("no weight", lambda r: _norm_inputs(r, 2, 3, 33, weight=False, eps=1e-2)),
-        Probe("rows of 17", lambda r: _norm_inputs(r, 5, 17)),
-        Probe("one row of 4097", lambda r: _norm_inputs(r, 1, 4097)),
-        Probe("300 rows of 31", lambda r: _norm_inputs(r, 300, 31)),
-    ],
-    _rms_norm_formula,
-    eager=_rms_norm_eager,
-    wrt=("x", "weight"),
-)
-
-
-def _add_rms_norm_formula(torch, x, residual, weight, eps):
-    total = residual + x
-    return _rms_norm_formula(torch, total, weight, eps), total
-
-
-def _add_rms_norm_eager(torch, x, residual, weight, eps):
-    total = residual + x
-    return _rms_norm_eager(torch, total, weight, eps), total
-
-
-def _add_norm_inputs(rng, *shape, scale=1.0, eps=1e-6):
-    inputs = _norm_inputs(rng, *shape, scale=scale, eps=eps)
-    return {"x": inputs["x"], "residual": normal(rng, *shape, scale=2 * scale), **inputs}
-
-
-ADD_RMS_NORM = family(
-    "add_rms_norm",
-    [
-        Probe("7 rows of 576", lambda r: _add_norm_inputs(r, 7, 576), quick=True),
-        Probe("tiny rms, eps decides", lambda r: _add_norm_inputs(r, 3, 5, 97, scale=5e-4)),
-        Probe("rows of 17", lambda r: _add_norm_inputs(r, 5, 17, eps=1e-5)),
-    ],
-    _add_rms_norm_formula,
-    eager=_add_rms_norm_eager,
-    outputs=("y", "sum"),
-    wrt=("x", "residual", "weight"),
 )
