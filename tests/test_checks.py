@@ -18,6 +18,7 @@ CALLS = {
     "embedding": (np.array([2, 0, 2]), normal(4, 8)),
     "linear": (normal(3, 8), normal(5, 8)),
     "matmul": (normal(3, 8), normal(8, 5)),
+    "mrope": (normal(3, 8), *ck.rope_table(np.arange(9), 8), np.arange(6).reshape(2, 3), (3, 1)),
     "rms_norm": (normal(3, 8), normal(8)),
     "rope": (normal(3, 8), *ck.rope_table(np.arange(3), 8)),
     "silu": (normal(3, 8),),

@@ -419,8 +419,8 @@ READ_ONLY.flags.writeable = False
             lambda: ck.rope_table(np.arange(3), 4, np.nan),
         ),
         (
-            ValueError,
-            r"rope_table\(\): 'scaling' must be None.* not 'yarn'",
+            TypeError,
+            r"rope_table\(\): 'scaling' must be a dict, not str",
             lambda: ck.rope_table(np.arange(3), 4, scaling="yarn"),
         ),
         (

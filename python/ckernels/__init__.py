@@ -23,6 +23,7 @@ from ckernels.ops.embedding import embedding, embedding_backward, embedding_forw
 from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
+from ckernels.ops.mrope import mrope, mrope_backward, mrope_forward
 from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
@@ -54,7 +55,7 @@ __all__ = [
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
     "silu", "silu_forward", "silu_backward",
     "swiglu", "swiglu_forward", "swiglu_backward",
-    "rope", "rope_forward", "rope_backward", "rope_table",
+    "rope", "rope_forward", "rope_backward", "rope_table", "mrope", "mrope_forward", "mrope_backward",
     "softmax", "softmax_forward", "softmax_backward",
 ]
 
