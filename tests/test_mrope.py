@@ -10,6 +10,7 @@ from ckernels.ops.rope import Gradients
 from ckernels.parity import assert_parity
 from differences import assert_gradient
 from guard import gaps_untouched, guarded, spaced, unwritten
+from parity import as_torch, assert_gradients_match_torch, assert_matches_torch
 
 # B, H, T, sections, D: one to four axes, an empty section, pairs around each vector width, lanes that pass.
 SIZES = [
@@ -42,8 +43,8 @@ def axis_of(k, sections, turns):
     return int(np.searchsorted(np.cumsum(sections), k, side="right"))
 
 
-def inputs(rng, B, H, T, sections, D, batched=True):
-    x = guarded(rng.standard_normal((B, H, T, D)).astype("f4"))
+def inputs(rng, B, H, T, sections, D, batched=True, dtype="f4"):
+    x = guarded(rng.standard_normal((B, H, T, D)).astype(dtype))
     cos, sin = (guarded(a) for a in ck.rope_table(np.arange(S), 2 * sum(sections)))
     shape = (len(sections), B, T) if batched else (len(sections), T)
     return x, cos, sin, guarded(rng.integers(0, S, shape))
@@ -62,43 +63,33 @@ def formula(x, cos, sin, positions, sections, interleaved, turns):
     return torch.cat([turned, x[..., 2 * K :]], -1)
 
 
-def forward_at(precision, x, cos, sin, positions, *how):
-    return formula(*(torch.tensor(a, dtype=precision) for a in (x, cos, sin)), torch.tensor(positions), *how)
-
-
-def backward_at(precision, x, cos, sin, positions, dy, *how):
-    x, cos, sin, dy = (torch.tensor(a, dtype=precision) for a in (x, cos, sin, dy))
-    y = formula(x.requires_grad_(), cos, sin, torch.tensor(positions), *how)
-    return torch.autograd.grad(y, x, dy)[0]
+def turned(positions, *how):
+    """Return what PyTorch is to compute; on 16-bit x it works in float32, as the tables are, and rounds once."""
+    return lambda x, cos, sin: formula(x, cos, sin, torch.tensor(positions), *how)
 
 
 def options(interleaved, turns):
     return {"interleaved": interleaved, "interleaved_sections": turns}
 
 
-BOTH = torch.float64, torch.float32
-
-
 @pytest.mark.parametrize("batched", [True, False], ids=["[A,B,T]", "[A,T]"])
 @pytest.mark.parametrize(("size", "interleaved", "turns"), CASES, ids=str)
-def test_mrope_matches_torch(isa, rng, size, interleaved, turns, batched):
-    x, cos, sin, positions = inputs(rng, *size, batched)
+def test_mrope_matches_torch(isa, dtype, rng, size, interleaved, turns, batched):
+    x, cos, sin, positions = inputs(rng, *size, batched, dtype)
     sections, how = size[3], options(interleaved, turns)
-    y = ck.mrope(x, cos, sin, positions, sections, **how, out=unwritten(x.shape))
-    assert_parity(
-        y, *(forward_at(p, x, cos, sin, positions, sections, interleaved, turns) for p in BOTH), trivial=x
-    )
+    y = ck.mrope(x, cos, sin, positions, sections, **how, out=unwritten(x.shape, dtype))
+    assert_matches_torch(y, turned(positions, sections, interleaved, turns), x, cos, sin, trivial=x)
     assert y[..., 2 * sum(sections) :].tobytes() == x[..., 2 * sum(sections) :].tobytes()
 
 
 @pytest.mark.parametrize(("size", "interleaved", "turns"), CASES, ids=str)
-def test_mrope_backward_matches_autograd(isa, rng, size, interleaved, turns):
-    x, cos, sin, positions = inputs(rng, *size)
-    dy, sections = guarded(rng.standard_normal(x.shape).astype("f4")), size[3]
+def test_mrope_backward_matches_autograd(isa, dtype, rng, size, interleaved, turns):
+    x, cos, sin, positions = inputs(rng, *size, dtype=dtype)
+    dy, sections = guarded(rng.standard_normal(x.shape).astype(dtype)), size[3]
     ctx = ck.mrope_forward(x, cos, sin, positions, sections, **options(interleaved, turns))[1]
-    dx = ck.mrope_backward(dy, ctx, out=Gradients(unwritten(x.shape))).x
-    exact, peer = (backward_at(p, x, cos, sin, positions, dy, sections, interleaved, turns) for p in BOTH)
-    assert_parity(dx, exact, peer, trivial=dy)
+    dx = ck.mrope_backward(dy, ctx, out=Gradients(unwritten(x.shape, dtype))).x
+    function = turned(positions, sections, interleaved, turns)
+    assert_gradients_match_torch((dx, None, None), function, (x, cos, sin), dy, trivial=dy)
 
 
 @pytest.mark.parametrize(("interleaved", "turns"), HOW)
@@ -145,17 +136,17 @@ def exact_qwen(x, positions, sections, turns):
 @pytest.mark.parametrize(
     ("kind", "sections"), [("qwen2_vl", (16, 24, 24)), ("qwen2_vl", (3, 5, 8)), ("qwen3_vl", (24, 20, 20))], ids=str
 )
-def test_mrope_matches_transformers(isa, rng, kind, sections):
+def test_mrope_matches_transformers(isa, dtype, rng, kind, sections):
     B, H, T, D, turns = 2, 3, 12, 2 * sum(sections), kind == "qwen3_vl"
-    q, k = rng.standard_normal((2, B, H, T, D)).astype("f4")
+    q, k = rng.standard_normal((2, B, H, T, D)).astype(dtype)
     positions = np.stack([np.arange(T) + 3 * b + axis * np.arange(T) % 5 for axis in range(3) for b in range(B)])
     positions = positions.reshape(3, B, T)
     cos, sin, apply = qwen(kind, sections, positions)
-    peers = apply(torch.tensor(q), torch.tensor(k), cos, sin)
+    peers = apply(as_torch(q, "float32"), as_torch(k, "float32"), cos, sin)
     table = ck.rope_table(np.arange(positions.max() + 1), D, 1e6)
     for x, peer in zip((q, k), peers, strict=True):
         y = ck.mrope(x, *table, positions, sections, interleaved_sections=turns)
-        assert_parity(y, exact_qwen(x, positions, sections, turns), peer, trivial=x)
+        assert_parity(y, exact_qwen(x, positions, sections, turns), peer.to(getattr(torch, dtype.name)), trivial=x)
         angles = float(np.abs(x).max()) * positions.max() * 2.0**-19  # of float32 angles, as transformers has them
         assert_parity(peer, exact_qwen(x, positions, sections, turns), bound=angles)
 
@@ -164,8 +155,8 @@ def test_mrope_matches_transformers(isa, rng, kind, sections):
 
 
 @pytest.mark.parametrize(("interleaved", "turns"), HOW)
-def test_mrope_of_text_is_rope(isa, rng, interleaved, turns):
-    x, cos, sin, _ = inputs(rng, 2, 3, 35, (6, 6, 5), 36)
+def test_mrope_of_text_is_rope(isa, dtype, rng, interleaved, turns):
+    x, cos, sin, _ = inputs(rng, 2, 3, 35, (6, 6, 5), 36, dtype=dtype)
     positions = rng.integers(0, S, (2, 35))
     y, ctx = ck.mrope_forward(x, cos, sin, np.stack([positions] * 3), (6, 6, 5), **options(interleaved, turns))
     want, rope_ctx = ck.rope_forward(x, cos, sin, positions=positions, interleaved=interleaved)
@@ -174,9 +165,9 @@ def test_mrope_of_text_is_rope(isa, rng, interleaved, turns):
 
 
 @pytest.mark.parametrize(("interleaved", "turns"), HOW)
-def test_mrope_in_place(isa, rng, interleaved, turns):
-    x, cos, sin, positions = inputs(rng, 2, 3, 35, (6, 6, 5), 36)
-    dy = guarded(rng.standard_normal(x.shape).astype("f4"))
+def test_mrope_in_place(isa, dtype, rng, interleaved, turns):
+    x, cos, sin, positions = inputs(rng, 2, 3, 35, (6, 6, 5), 36, dtype=dtype)
+    dy = guarded(rng.standard_normal(x.shape).astype(dtype))
     y, ctx = ck.mrope_forward(x, cos, sin, positions, (6, 6, 5), **options(interleaved, turns))
     dx = ck.mrope_backward(dy, ctx).x
     assert ck.mrope_backward(dy, ctx, out=Gradients(dy)).x is dy
@@ -186,8 +177,8 @@ def test_mrope_in_place(isa, rng, interleaved, turns):
 
 
 @pytest.mark.parametrize(("interleaved", "turns"), HOW)
-def test_mrope_bits_do_not_depend_on_threads_or_batch(isa, rng, interleaved, turns):
-    x, cos, sin, positions = inputs(rng, 3, 7, 70, (12, 11, 10), 80)
+def test_mrope_bits_do_not_depend_on_threads_or_batch(isa, dtype, rng, interleaved, turns):
+    x, cos, sin, positions = inputs(rng, 3, 7, 70, (12, 11, 10), 80, dtype=dtype)
     how = options(interleaved, turns)
 
     def everything():
@@ -204,8 +195,8 @@ def test_mrope_bits_do_not_depend_on_threads_or_batch(isa, rng, interleaved, tur
     assert one.tobytes() == y[2, 4, 41].tobytes()
 
 
-def test_mrope_bits_are_the_same_on_avx2_and_avx512(rng):
-    x, cos, sin, positions = inputs(rng, 2, 3, 33, (12, 11, 10), 80)
+def test_mrope_bits_are_the_same_on_avx2_and_avx512(dtype, rng):
+    x, cos, sin, positions = inputs(rng, 2, 3, 33, (12, 11, 10), 80, dtype=dtype)
     bits = set()
     for isa in {"avx2", "avx512"} & set(ck.isas()):
         with ck.use(isa):
@@ -215,10 +206,10 @@ def test_mrope_bits_are_the_same_on_avx2_and_avx512(rng):
 
 
 @pytest.mark.parametrize("ids", ["i4", "i8"])
-def test_mrope_takes_strided_views(isa, rng, ids):
+def test_mrope_takes_strided_views(isa, dtype, rng, ids):
     B, H, T, D, sections = 2, 3, 35, 36, (6, 6, 5)
-    x = spaced(rng.standard_normal((B, T, H, D)).astype("f4")).transpose(0, 2, 1, 3)
-    out = spaced(np.zeros((B, T, H, D), "f4")).transpose(0, 2, 1, 3)
+    x = spaced(rng.standard_normal((B, T, H, D)).astype(dtype)).transpose(0, 2, 1, 3)
+    out = spaced(np.zeros((B, T, H, D), dtype)).transpose(0, 2, 1, 3)
     cos, sin = (spaced(a) for a in ck.rope_table(np.arange(S), 34))
     positions = rng.integers(0, S, (B, 5, T + 2)).astype(ids).transpose(1, 0, 2)[::2, :, 1:-1]
     y, ctx = ck.mrope_forward(x, cos, sin, positions, sections, out=out)
@@ -240,8 +231,8 @@ def test_mrope_reads_only_the_rows_it_is_told(isa, rng):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8), (3, 0, 8), (3, 4, 8)], ids=str)
-def test_mrope_of_nothing(isa, shape):
-    x = np.ones(shape, "f4")
+def test_mrope_of_nothing(isa, dtype, shape):
+    x = np.ones(shape, dtype)
     y, ctx = ck.mrope_forward(x, *ck.rope_table(np.arange(5), 0), np.zeros((3, shape[1]), int), (0, 0, 0))
     assert y.tobytes() == ck.mrope_backward(y, ctx).x.tobytes() == x.tobytes()
 
@@ -265,7 +256,7 @@ def call(x=X, cos=COS, sin=COS, positions=AT, sections=(2, 1, 1), **rest):
 @pytest.mark.parametrize(
     ("error", "text", "arguments"),
     [
-        (TypeError, "'x' must be float32, not float64", {"x": X.astype("f8")}),
+        (TypeError, "'x' must be float32, float16 or bfloat16, not float64", {"x": X.astype("f8")}),
         (TypeError, "'cos' must be a NumPy array .* not <class 'list'>", {"cos": [1.0]}),
         (TypeError, "'positions' must be int32 or int64, not float64", {"positions": np.zeros((3, 3))}),
         (TypeError, "'positions' must be a NumPy array", {"positions": [[0] * 3] * 3}),
