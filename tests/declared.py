@@ -47,7 +47,7 @@ def array_of(parameter, rng, size, star, kinds):
     sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
-    if parameter.kind == "double":
+    if parameter.kind == "double" and parameter.written:
         shape = [1]  # a total
     array = np.zeros(shape, kinds[parameter.kind])
     if parameter.kind in ("elem", "weight", "float"):

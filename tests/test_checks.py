@@ -21,6 +21,7 @@ CALLS = {
     "linear": (normal(3, 8), normal(5, 8)),
     "matmul": (normal(3, 8), normal(8, 5)),
     "qk_norm_rope": (normal(3, 8), normal(8), *ck.rope_table(np.arange(3), 8)),
+    "mrope": (normal(3, 8), *ck.rope_table(np.arange(9), 8), np.arange(6).reshape(2, 3), (3, 1)),
     "rms_norm": (normal(3, 8), normal(8)),
     "rope": (normal(3, 8), *ck.rope_table(np.arange(3), 8)),
     "silu": (normal(3, 8),),

@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -5,8 +6,10 @@ import torch
 import ckernels as ck
 from ckernels.ops.rope import Gradients
 from ckernels.parity import assert_parity
+from conftest import DTYPES, OFFERED
 from differences import assert_gradient
 from guard import gaps_untouched, guarded, spaced, unwritten
+from parity import as_torch, assert_gradients_match_torch, assert_matches_torch
 
 # B, H, T, K, D: pairs around each vector width, lanes that pass, more than one block of tokens, a real model's heads.
 SIZES = [(2, 3, 5, k, 2 * k) for k in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40)]
@@ -22,8 +25,8 @@ def table(positions, K, base=10000.0):
     return [guarded(a) for a in ck.rope_table(np.asarray(positions), 2 * K, base)]
 
 
-def inputs(rng, B, H, T, K, D, start=7):
-    return guarded(rng.standard_normal((B, H, T, D)).astype("f4")), *table(start + np.arange(T), K)
+def inputs(rng, B, H, T, K, D, start=7, dtype="f4"):
+    return guarded(rng.standard_normal((B, H, T, D)).astype(dtype)), *table(start + np.arange(T), K)
 
 
 def torch_rope(x, cos, sin, interleaved):
@@ -34,39 +37,28 @@ def torch_rope(x, cos, sin, interleaved):
     return torch.cat([turned, x[..., 2 * K :]], -1)
 
 
-def at(precision, *arrays):
-    return [torch.tensor(a, dtype=precision) for a in arrays]
-
-
-def forward_at(precision, x, cos, sin, interleaved):
-    return torch_rope(*at(precision, x, cos, sin), interleaved)
-
-
-def backward_at(precision, x, cos, sin, dy, interleaved):
-    x, cos, sin, dy = at(precision, x, cos, sin, dy)
-    return torch.autograd.grad(torch_rope(x.requires_grad_(), cos, sin, interleaved), x, dy)[0]
-
-
-BOTH = torch.float64, torch.float32
+def turned(interleaved):
+    """Return what PyTorch is to compute; on 16-bit x it works in float32, as the tables are, and rounds once."""
+    return lambda x, cos, sin: torch_rope(x, cos, sin, interleaved)
 
 
 @pytest.mark.parametrize("interleaved", HOW)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_rope_matches_torch(isa, rng, size, interleaved):
-    x, cos, sin = inputs(rng, *size)
-    y = ck.rope(x, cos, sin, interleaved=interleaved, out=unwritten(x.shape))
-    assert_parity(y, *(forward_at(p, x, cos, sin, interleaved) for p in BOTH), trivial=x)
+def test_rope_matches_torch(isa, dtype, rng, size, interleaved):
+    x, cos, sin = inputs(rng, *size, dtype=dtype)
+    y = ck.rope(x, cos, sin, interleaved=interleaved, out=unwritten(x.shape, dtype))
+    assert_matches_torch(y, turned(interleaved), x, cos, sin, trivial=x)
     assert y[..., 2 * size[3] :].tobytes() == x[..., 2 * size[3] :].tobytes()
 
 
 @pytest.mark.parametrize("interleaved", HOW)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_rope_backward_matches_autograd(isa, rng, size, interleaved):
-    x, cos, sin = inputs(rng, *size)
-    dy = guarded(rng.standard_normal(x.shape).astype("f4"))
+def test_rope_backward_matches_autograd(isa, dtype, rng, size, interleaved):
+    x, cos, sin = inputs(rng, *size, dtype=dtype)
+    dy = guarded(rng.standard_normal(x.shape).astype(dtype))
     ctx = ck.rope_forward(x, cos, sin, interleaved=interleaved)[1]
-    dx = ck.rope_backward(dy, ctx, out=Gradients(unwritten(x.shape))).x
-    assert_parity(dx, *(backward_at(p, x, cos, sin, dy, interleaved) for p in BOTH), trivial=dy)
+    dx = ck.rope_backward(dy, ctx, out=Gradients(unwritten(x.shape, dtype))).x
+    assert_gradients_match_torch((dx, None, None), turned(interleaved), (x, cos, sin), dy, trivial=dy)
 
 
 @pytest.mark.parametrize("interleaved", HOW)
@@ -79,9 +71,9 @@ def test_rope_gradient_matches_differences(isa, rng, interleaved):
 
 
 @pytest.mark.parametrize("interleaved", HOW)
-def test_rope_in_place(isa, rng, interleaved):
-    x, cos, sin = inputs(rng, 2, 3, 35, 17, 36)
-    dy = guarded(rng.standard_normal(x.shape).astype("f4"))
+def test_rope_in_place(isa, dtype, rng, interleaved):
+    x, cos, sin = inputs(rng, 2, 3, 35, 17, 36, dtype=dtype)
+    dy = guarded(rng.standard_normal(x.shape).astype(dtype))
     y, ctx = ck.rope_forward(x, cos, sin, interleaved=interleaved)
     dx = ck.rope_backward(dy, ctx).x
     assert ck.rope_backward(dy, ctx, out=Gradients(dy)).x is dy
@@ -91,8 +83,8 @@ def test_rope_in_place(isa, rng, interleaved):
 
 
 @pytest.mark.parametrize("interleaved", HOW)
-def test_rope_bits_do_not_depend_on_threads_or_batch(isa, rng, interleaved):
-    x, cos, sin = inputs(rng, 3, 7, 70, 33, 80)
+def test_rope_bits_do_not_depend_on_threads_or_batch(isa, dtype, rng, interleaved):
+    x, cos, sin = inputs(rng, 3, 7, 70, 33, 80, dtype=dtype)
 
     def everything():
         y, ctx = ck.rope_forward(x, cos, sin, interleaved=interleaved)
@@ -108,8 +100,8 @@ def test_rope_bits_do_not_depend_on_threads_or_batch(isa, rng, interleaved):
     assert one.tobytes() == y[2, 4, 41].tobytes()
 
 
-def test_rope_bits_are_the_same_on_avx2_and_avx512(rng):
-    x, cos, sin = inputs(rng, 2, 3, 33, 33, 80)
+def test_rope_bits_are_the_same_on_avx2_and_avx512(dtype, rng):
+    x, cos, sin = inputs(rng, 2, 3, 33, 33, 80, dtype=dtype)
     bits = set()
     for isa in {"avx2", "avx512"} & set(ck.isas()):
         with ck.use(isa):
@@ -119,22 +111,22 @@ def test_rope_bits_are_the_same_on_avx2_and_avx512(rng):
 
 
 @pytest.mark.parametrize("offset", [0, 7, 4095])
-def test_rope_at_an_offset(isa, rng, offset):
-    x, cos, sin = inputs(rng, 2, 3, 5, 32, 64, start=offset)
+def test_rope_at_an_offset(isa, dtype, rng, offset):
+    x, cos, sin = inputs(rng, 2, 3, 5, 32, 64, start=offset, dtype=dtype)
     whole = table(np.arange(offset + 5), 32)
     y = ck.rope(x, cos, sin)
-    assert_parity(y, *(forward_at(p, x, cos, sin, False) for p in BOTH), trivial=x)
+    assert_matches_torch(y, turned(False), x, cos, sin, trivial=x)
     assert y.tobytes() == ck.rope(x, *whole, positions=offset + np.arange(5)).tobytes()
 
 
 @pytest.mark.parametrize("ids", ["i4", "i8"])
-def test_rope_positions_pick_rows(isa, rng, ids):
-    x, cos, sin = inputs(rng, 3, 2, 35, 9, 20)  # B, H and T differ, and H does not divide B
+def test_rope_positions_pick_rows(isa, dtype, rng, ids):
+    x, cos, sin = inputs(rng, 3, 2, 35, 9, 20, dtype=dtype)  # B, H and T differ, and H does not divide B
     cos, sin = table(np.arange(100), 9)
     for shape in (35,), (3, 35):
         positions = guarded(rng.integers(0, 100, shape).astype(ids))
-        y, ctx = ck.rope_forward(x, cos, sin, positions=positions, out=unwritten(x.shape))
-        dx = ck.rope_backward(x, ctx, out=Gradients(unwritten(x.shape))).x
+        y, ctx = ck.rope_forward(x, cos, sin, positions=positions, out=unwritten(x.shape, dtype))
+        dx = ck.rope_backward(x, ctx, out=Gradients(unwritten(x.shape, dtype))).x
         for b in range(3):
             picked = positions if len(shape) == 1 else positions[b]
             rows = cos[picked], sin[picked]
@@ -142,8 +134,8 @@ def test_rope_positions_pick_rows(isa, rng, ids):
             assert dx[b].tobytes() == ck.rope_backward(x[b], ck.rope_forward(x[b], *rows)[1]).x.tobytes()
 
 
-def test_rope_gives_every_item_of_a_batch_its_own_position(isa, rng):
-    x = rng.standard_normal((4, 7, 1, 32)).astype("f4")  # decoding: one token an item
+def test_rope_gives_every_item_of_a_batch_its_own_position(isa, dtype, rng):
+    x = rng.standard_normal((4, 7, 1, 32)).astype(dtype)  # decoding: one token an item
     cos, sin = table(np.arange(50), 16)
     positions = np.array([[3], [49], [0], [17]])
     y = ck.rope(x, cos, sin, positions=positions)
@@ -153,49 +145,55 @@ def test_rope_gives_every_item_of_a_batch_its_own_position(isa, rng):
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 7])
-def test_rope_of_grouped_heads(isa, rng, heads):
+def test_rope_of_grouped_heads(isa, dtype, rng, heads):
     """Queries and keys have differing numbers of heads, and each head is turned as if it were alone."""
-    q, cos, sin = inputs(rng, 2, 2 * heads, 5, 16, 32)
+    q, cos, sin = inputs(rng, 2, 2 * heads, 5, 16, 32, dtype=dtype)
     k = q[:, ::heads]
     turned_q, turned_k = ck.rope(q, cos, sin), ck.rope(k, cos, sin)
     assert turned_k.shape == (2, 2, 5, 32)
     assert turned_k.tobytes() == turned_q[:, ::heads].tobytes()
 
 
-def test_rope_pairs_cannot_be_confused(isa, rng):
-    x, cos, sin = inputs(rng, 2, 3, 5, 33, 80)
-    exact, peer = (forward_at(p, x, cos, sin, True) for p in BOTH)
-    assert_parity(ck.rope(x, cos, sin, interleaved=True), exact, peer)
+def test_rope_pairs_cannot_be_confused(isa, dtype, rng):
+    x, cos, sin = inputs(rng, 2, 3, 5, 33, 80, dtype=dtype)
+    assert_matches_torch(ck.rope(x, cos, sin, interleaved=True), turned(True), x, cos, sin)
     with pytest.raises(AssertionError):
-        assert_parity(ck.rope(x, cos, sin), exact, peer)
+        assert_matches_torch(ck.rope(x, cos, sin), turned(True), x, cos, sin)
     order = np.arange(66).reshape(2, 33).T.ravel()  # 0 33 1 34 ...: one convention is the other's, permuted
     both = ck.rope(x, cos, sin)[..., order], ck.rope(np.ascontiguousarray(x[..., order]), cos, sin, interleaved=True)
     assert both[0].tobytes() == both[1].tobytes()
 
 
+@pytest.mark.parametrize("far", [1 << 12, 1 << 20])
 @pytest.mark.parametrize("interleaved", HOW)
-def test_rope_twice_adds_the_angles(isa, rng, interleaved):
-    x, *_ = inputs(rng, 2, 3, 5, 32, 64)
-    a, b = rng.integers(0, 2000, (2, 5))
-    once, exact_tables = table(a + b, 32), table(a, 32) + table(b, 32)
-    twice = ck.rope(ck.rope(x, *table(a, 32), interleaved=interleaved), *table(b, 32), interleaved=interleaved)
-    peer = torch_rope(
-        forward_at(torch.float32, x, *exact_tables[:2], interleaved), *at(torch.float32, *exact_tables[2:]), interleaved
-    )
-    assert_parity(twice, forward_at(torch.float64, x, *once, interleaved), peer, trivial=x)
+def test_rope_twice_adds_the_angles(isa, dtype, rng, interleaved, far):
+    x, *_ = inputs(rng, 2, 3, 5, 32, 64, dtype=dtype)
+    a, b = rng.integers(far, 2 * far, (2, 5))
+    first, second, both = table(a, 32), table(b, 32), [t.astype("f8") for t in exact_table(a + b, 64, 10000.0)]
+    twice = ck.rope(ck.rope(x, *first, interleaved=interleaved), *second, interleaved=interleaved)
+
+    def turn(tensor, tables):  # in float32, and rounded
+        return torch_rope(tensor.float(), *map(as_torch, tables), interleaved).to(tensor.dtype)
+
+    peer = turn(turn(as_torch(x), first), second)
+    exact = torch_rope(*(as_torch(t, torch.float64) for t in (x, *both)), interleaved)
+    assert_parity(twice, exact, peer, trivial=x)
 
 
-def test_rope_keeps_lengths_and_backward_undoes_forward(isa, rng):
-    x, cos, sin = inputs(rng, 2, 3, 5, 32, 64)
+def test_rope_keeps_lengths_and_backward_undoes_forward(isa, dtype, rng):
+    x, cos, sin = inputs(rng, 2, 3, 5, 32, 64, dtype=dtype)
     y, ctx = ck.rope_forward(x, cos, sin)
-    there, back = torch.tensor(x), ck.rope_backward(y, ctx).x
-    eps = np.finfo("f4").eps  # a table of floats turns by a length of 1 +- eps/2, twice, and each turn rounds
-    assert_parity(back, x.astype("f8"), bound=6 * eps * float(there.abs().max()), trivial=y)
+    there, back = x.astype("f8"), ck.rope_backward(y, ctx).x
+    # A table of floats turns by a length of 1 +- eps / 2, twice; each turn rounds, a result of at most sqrt(2) max |x|.
+    bound = 3 * 2**0.5 * (np.finfo("f4").eps + float(ml_dtypes.finfo(dtype).eps)) * np.abs(there).max()
+    assert_parity(back, there, bound=bound, trivial=y)
 
 
 @pytest.mark.parametrize("interleaved", HOW)
-def test_rope_of_extremes(isa, interleaved):
-    inf, nan, tiny = np.inf, np.nan, 1e-42
+def test_rope_of_extremes(isa, dtype, interleaved):
+    inf, nan = np.inf, np.nan
+    limits = ml_dtypes.finfo(dtype)
+    tiny, large = 3 * float(limits.smallest_subnormal), 0.9 * float(limits.max)
     rows = np.array(
         [
             [nan, 1, 2, 3],
@@ -203,37 +201,47 @@ def test_rope_of_extremes(isa, interleaved):
             [tiny, -tiny, 0, tiny],
             [-200, 200, -200, 200],
             [7, 7, 7, 7],
-            [3e38, 1, 1, 1],
+            [large, 1, 1, 1],
         ],
-        "f4",
-    )
-    x = np.concatenate([rows, np.full((6, 1), nan, "f4")], 1)
+        "f8",
+    ).astype(dtype)
+    x = np.concatenate([rows, np.full((6, 1), nan, dtype)], 1)
     cos, sin = table(3 + np.arange(6), 2)
     y = ck.rope(x, cos, sin, interleaved=interleaved)
-    exact, peer = (forward_at(p, x, cos, sin, interleaved) for p in BOTH)
     for r in range(6):
-        assert_parity(y[r], exact[r], peer[r])
+        assert_matches_torch(y[r], turned(interleaved), x[r], cos[r], sin[r])
+
+
+@pytest.mark.parametrize("interleaved", HOW)
+def test_rope_rounds_once(isa, interleaved):
+    """A 16-bit result is the rounded float32 result of the same numbers: nothing is kept in 16 bits on the way."""
+    rng = np.random.default_rng(5)
+    for dtype in OFFERED:
+        x, cos, sin = inputs(rng, 2, 3, 9, 33, 70, dtype=DTYPES[dtype])
+        wide = ck.rope(x.astype("f4"), cos, sin, interleaved=interleaved)
+        if isa != "reference":  # which rounds from double
+            assert ck.rope(x, cos, sin, interleaved=interleaved).tobytes() == wide.astype(DTYPES[dtype]).tobytes()
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8), (3, 0, 8), (3, 4, 0)], ids=str)
-def test_rope_of_nothing(isa, shape):
-    x = np.ones(shape, "f4")
+def test_rope_of_nothing(isa, dtype, shape):
+    x = np.ones(shape, dtype)
     y, ctx = ck.rope_forward(x, *ck.rope_table(np.arange(shape[1]), shape[2]))
     assert y.shape == ck.rope_backward(y, ctx).x.shape == shape
     no_items = np.ones((0, 4, 8), "f4")
     assert ck.rope(no_items, *ck.rope_table(np.arange(9), 8), positions=np.ones((0, 4), int)).shape == (0, 4, 8)
 
 
-def test_rope_of_no_pairs_is_a_copy(isa, rng):
-    x = guarded(rng.standard_normal((2, 3, 5)).astype("f4"))
-    assert ck.rope(x, *ck.rope_table(np.arange(3), 0), out=unwritten(x.shape)).tobytes() == x.tobytes()
+def test_rope_of_no_pairs_is_a_copy(isa, dtype, rng):
+    x = guarded(rng.standard_normal((2, 3, 5)).astype(dtype))
+    assert ck.rope(x, *ck.rope_table(np.arange(3), 0), out=unwritten(x.shape, dtype)).tobytes() == x.tobytes()
 
 
 @pytest.mark.parametrize("interleaved", HOW)
-def test_rope_takes_strided_views(isa, rng, interleaved):
+def test_rope_takes_strided_views(isa, dtype, rng, interleaved):
     B, H, T, D = 2, 3, 35, 36
-    x = spaced(rng.standard_normal((B, T, H, D)).astype("f4")).transpose(0, 2, 1, 3)
-    out = spaced(np.zeros((B, T, H, D), "f4")).transpose(0, 2, 1, 3)
+    x = spaced(rng.standard_normal((B, T, H, D)).astype(dtype)).transpose(0, 2, 1, 3)
+    out = spaced(np.zeros((B, T, H, D), dtype)).transpose(0, 2, 1, 3)
     cos, sin = (spaced(a) for a in table(np.arange(90), 17))
     positions = rng.integers(0, 90, (T, B)).astype("i4")[:, ::-1].T.copy()
     y, ctx = ck.rope_forward(x, cos, sin, positions=positions, interleaved=interleaved, out=out)
@@ -419,8 +427,8 @@ READ_ONLY.flags.writeable = False
             lambda: ck.rope_table(np.arange(3), 4, np.nan),
         ),
         (
-            ValueError,
-            r"rope_table\(\): 'scaling' must be None.* not 'yarn'",
+            TypeError,
+            r"rope_table\(\): 'scaling' must be a dict, not str",
             lambda: ck.rope_table(np.arange(3), 4, scaling="yarn"),
         ),
         (

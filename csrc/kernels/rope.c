@@ -2,96 +2,208 @@
 #include "ops/rope.h"
 #include "simd/words.h"
 
-#include <math.h>
 #include <string.h>
 
-/* Both turn one head of one token; memory sets the speed, so the products are free. */
+#define INLINE static inline __attribute__((always_inline))
 
-static inline void
-turn_halves(elem *y, const elem *x, const float *cos, const float *sin, size_t K, v16 sign)
+/* What is the same for a whole task, and known where the functions below are inlined. */
+typedef struct {
+    bool interleaved, back, stream; /* back: by the opposite angle; stream: past the caches */
+} how;
+
+INLINE v16 new_lo(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, h.back ? s : v16_neg(s), v16_mul(lo, c)); }
+INLINE v16 new_hi(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, c, v16_mul(lo, h.back ? v16_neg(s) : s)); }
+
+INLINE void
+put(elem *y, v16 x, size_t n, how h)
 {
-    for (size_t k = 0; k < K; k += 16) {
-        const size_t n = K - k;
-        const v16 c = v16_load_f32(cos + k, n), s = v16_mul(v16_load_f32(sin + k, n), sign);
-        const v16 lo = v16_load(x + k, n), hi = v16_load(x + K + k, n);
-        v16_store(y + k, v16_fma(hi, v16_neg(s), v16_mul(lo, c)), n);
-        v16_store(y + K + k, v16_fma(hi, c, v16_mul(lo, s)), n);
+    if (h.stream)
+        v16_stream(y, x, n);
+    else
+        v16_store(y, x, n);
+}
+
+/* Pairs k .. k + n - 1, at most 16, of one head of one token. */
+INLINE void
+turn_halves(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, size_t K, how h)
+{
+    const v16 c = v16_load_f32(cos + k, n), s = v16_load_f32(sin + k, n);
+    const v16 lo = v16_load(x + k, n), hi = v16_load(x + K + k, n);
+    put(y + k, new_lo(lo, hi, c, s, h), n, h);
+    put(y + K + k, new_hi(lo, hi, c, s, h), n, h);
+}
+
+INLINE void
+turn_neighbours(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, how h)
+{
+    const size_t first = n < 8 ? 2 * n : 16, second = 2 * n - first; /* elements of the two loads */
+    const v16 c = v16_load_f32(cos + k, n), s = v16_load_f32(sin + k, n);
+    const v16 a = v16_load(x + 2 * k, first), b = second != 0 ? v16_load(x + 2 * k + 16, second) : v16_zero();
+    const v16 lo = v16_evens(a, b), hi = v16_odds(a, b);
+    const v16 turned_lo = new_lo(lo, hi, c, s, h), turned_hi = new_hi(lo, hi, c, s, h);
+    put(y + 2 * k, v16_zip_lo(turned_lo, turned_hi), first, h);
+    if (second != 0)
+        put(y + 2 * k + 16, v16_zip_hi(turned_lo, turned_hi), second, h);
+}
+
+INLINE void
+turn_pairs(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, size_t K, how h)
+{
+    if (h.interleaved)
+        turn_neighbours(y, x, cos, sin, k, n, h);
+    else
+        turn_halves(y, x, cos, sin, k, n, K, h);
+}
+
+INLINE void
+turn_head(elem *y, const elem *x, const float *cos, const float *sin, size_t K, size_t D, how h)
+{
+    size_t k = 0;
+    for (; k + 16 <= K; k += 16)
+        turn_pairs(y, x, cos, sin, k, 16, K, h);
+    if (k < K)
+        turn_pairs(y, x, cos, sin, k, K - k, K, h);
+    if (D > 2 * K && y != x)
+        memcpy(y + 2 * K, x + 2 * K, (D - 2 * K) * sizeof *y);
+}
+
+/* The cosines and sines of a block of tokens. */
+typedef struct {
+    const float *cos[CK_ROPE_T], *sin[CK_ROPE_T];
+} angles;
+
+static const float *
+row_of(const ck_array *table, int64_t p)
+{
+    return (const float *)((const char *)table->data + p * table->stride[0]);
+}
+
+/* Tokens t .. t + tokens - 1 of item p.  rope finds them in the table, mrope puts them together in scratch. */
+static void
+look_up(const struct ck_mrope_fwd *a, size_t p, size_t t, size_t tokens, float *scratch, angles *at)
+{
+    for (size_t i = 0; i < tokens; i++) {
+        if (a->axes == NULL) {
+            const int64_t row = a->positions.data != NULL ? ck_position(&a->positions, p, t + i) : (int64_t)(t + i);
+            at->cos[i] = row_of(&a->cos, row);
+            at->sin[i] = row_of(&a->sin, row);
+            continue;
+        }
+        float *cos = scratch + 2 * i * a->K, *sin = cos + a->K;
+        for (size_t axis = 0; axis < a->A; axis++) {
+            const int64_t row = ck_position(&a->positions, axis * a->P + p, t + i);
+            const float *from_cos = row_of(&a->cos, row), *from_sin = row_of(&a->sin, row);
+            for (size_t k = 0; k < a->K; k++)
+                if (a->axes[k] == (int64_t)axis) {
+                    cos[k] = from_cos[k];
+                    sin[k] = from_sin[k];
+                }
+        }
+        at->cos[i] = cos;
+        at->sin[i] = sin;
     }
 }
 
-static inline void
-turn_pairs(elem *y, const elem *x, const float *cos, const float *sin, size_t K, v16 sign)
+/* Some heads of some tokens, where one stride leads from head to head and one from token to token. */
+typedef struct {
+    char *first;
+    ptrdiff_t head, token;
+} patch;
+
+INLINE patch
+patch_at(const ck_array *x, size_t T, size_t n, size_t heads, size_t t, size_t tokens)
 {
-    for (size_t k = 0; k < K; k += 16) {
-        const size_t n = K - k, first = 2 * n, second = n > 8 ? 2 * n - 16 : 0; /* elements of the two loads */
-        const v16 c = v16_load_f32(cos + k, n), s = v16_mul(v16_load_f32(sin + k, n), sign);
-        const v16 a = v16_load(x + 2 * k, first), b = second != 0 ? v16_load(x + 2 * k + 16, second) : v16_zero();
-        const v16 lo = v16_evens(a, b), hi = v16_odds(a, b);
-        const v16 new_lo = v16_fma(hi, v16_neg(s), v16_mul(lo, c)), new_hi = v16_fma(hi, c, v16_mul(lo, s));
-        v16_store(y + 2 * k, v16_zip_lo(new_lo, new_hi), first);
-        if (second != 0)
-            v16_store(y + 2 * k + 16, v16_zip_hi(new_lo, new_hi), second);
+    patch p = {.first = ck_row(x, n * T + t)};
+    p.head = heads > 1 ? (char *)ck_row(x, (n + 1) * T + t) - p.first : 0;
+    p.token = tokens > 1 ? (char *)ck_row(x, n * T + t + 1) - p.first : 0;
+    return p;
+}
+
+/* How many heads in a row one stride joins: those of the axis before the tokens', or what is merged with these. */
+static size_t
+heads_alike(const ck_array *x, size_t T)
+{
+    size_t n = x->n;
+    while (n > 0 && x->size[n - 1] == 1)
+        n--;
+    if (n > 0 && (T == 1 || x->size[n - 1] != T))
+        return x->size[n - 1] / T;
+    return n > 1 ? x->size[n - 2] : 1;
+}
+
+/* In the order of memory: a head's tokens lie together, or a token's heads, [B,T,H,D] seen as [B,H,T,D]. */
+INLINE void
+turn_patch(patch y, patch x, const angles *at, size_t heads, size_t tokens, size_t K, size_t D, how h)
+{
+    if (x.head < x.token) {
+        for (size_t t = 0; t < tokens; t++)
+            for (size_t n = 0; n < heads; n++)
+                turn_head((elem *)(y.first + (ptrdiff_t)n * y.head + (ptrdiff_t)t * y.token),
+                          (const elem *)(x.first + (ptrdiff_t)n * x.head + (ptrdiff_t)t * x.token),
+                          at->cos[t], at->sin[t], K, D, h);
+    }
+    else {
+        for (size_t n = 0; n < heads; n++)
+            for (size_t t = 0; t < tokens; t++)
+                turn_head((elem *)(y.first + (ptrdiff_t)n * y.head + (ptrdiff_t)t * y.token),
+                          (const elem *)(x.first + (ptrdiff_t)n * x.head + (ptrdiff_t)t * x.token),
+                          at->cos[t], at->sin[t], K, D, h);
     }
 }
 
-static inline void
-turn_head(const struct ck_rope_fwd *a, size_t n, size_t t, v16 sign)
+static inline size_t
+least(size_t x, size_t y)
 {
-    const size_t item = a->P > 1 ? n / (a->N / a->P) : 0, K = a->K;
-    const size_t p = a->positions.data != NULL ? (size_t)ck_position(&a->positions, item, t) : t;
-    const float *cos = ck_row(&a->cos, p), *sin = ck_row(&a->sin, p); /* [p,:] */
-    const elem *x = ck_row(&a->x, n * a->T + t);                      /* [n,t,:] */
-    elem *y = ck_row(&a->y, n * a->T + t);
-
-    (a->interleaved ? turn_pairs : turn_halves)(y, x, cos, sin, K, sign);
-    if (y != x && a->D > 2 * K)
-        memcpy(y + 2 * K, x + 2 * K, (a->D - 2 * K) * sizeof *y);
+    return x < y ? x : y;
 }
 
-/* Whether the heads of a token lie together, [B,T,H,D] seen as [B,H,T,D], rather than the tokens of a head. */
-static inline bool
-heads_together(const ck_array *x)
+INLINE void
+turn_task(const struct ck_mrope_fwd *a, ck_task task, how h)
 {
-    return x->n > 1 && x->stride[x->n - 1] > x->stride[x->n - 2];
-}
-
-/* One stretch of heads in one block of tokens after the other, each in the order of memory. */
-static inline void
-turn(const struct ck_rope_fwd *a, ck_task task, float sign)
-{
-    const bool by_token = heads_together(&a->x);
+    const size_t each = a->P > 1 ? a->N / a->P : a->N; /* rows of x that share positions */
+    const size_t x_alike = heads_alike(&a->x, a->T), y_alike = heads_alike(&a->y, a->T);
+    angles at;
 
     for (size_t i = task.begin, heads; i < task.end; i += heads) { /* i = block * N + n */
-        const size_t n = i % a->N, t = i / a->N * CK_ROPE_T, tokens = a->T - t < CK_ROPE_T ? a->T - t : CK_ROPE_T;
-        heads = a->N - n < task.end - i ? a->N - n : task.end - i;
-        for (size_t outer = 0; outer < (by_token ? tokens : heads); outer++)
-            for (size_t inner = 0; inner < (by_token ? heads : tokens); inner++)
-                turn_head(a, n + (by_token ? inner : outer), t + (by_token ? outer : inner), v16_splat(sign));
+        const size_t n = i % a->N, t = i / a->N * CK_ROPE_T, tokens = least(a->T - t, CK_ROPE_T);
+        heads = least(least(each - n % each, task.end - i), least(x_alike - n % x_alike, y_alike - n % y_alike));
+        look_up(a, n / each, t, tokens, task.scratch, &at);
+        turn_patch(patch_at(&a->y, a->T, n, heads, t, tokens), patch_at(&a->x, a->T, n, heads, t, tokens), &at, heads,
+                   tokens, a->K, a->D, h);
     }
+}
+
+INLINE void
+turn(const struct ck_mrope_fwd *a, ck_task task, bool back)
+{
+    if (a->interleaved)
+        turn_task(a, task, (how){.interleaved = true, .back = back});
+    else
+        turn_task(a, task, (how){.back = back});
+}
+
+CK_KERNEL(mrope_fwd)
+{
+    turn(a, task, false);
+}
+
+CK_KERNEL(mrope_bwd)
+{
+    const struct ck_mrope_fwd same = {a->dx, a->dy, a->cos, a->sin, a->axes, a->positions, a->interleaved,
+                                      a->N, a->T, a->D, a->S, a->K, a->A, a->P};
+    turn(&same, task, true);
 }
 
 CK_KERNEL(rope_fwd)
 {
-    turn(a, task, +1.0f);
+    const struct ck_mrope_fwd same = {a->y, a->x, a->cos, a->sin, NULL, a->positions, a->interleaved,
+                                      a->N, a->T, a->D, a->S, a->K, 1, a->P};
+    turn(&same, task, false);
 }
 
 CK_KERNEL(rope_bwd)
 {
-    const struct ck_rope_fwd same = {a->dx, a->dy, a->cos, a->sin, a->positions, a->interleaved,
-                                     a->N, a->T, a->D, a->S, a->K, a->P};
-    turn(&same, task, -1.0f);
-}
-
-/* Column by column, because the power costs more than the rest; double from end to end, because a float angle is off
- * by whole turns' worth of bits at position 4096. */
-CK_KERNEL(rope_table)
-{
-    for (size_t k = 0; k < a->K; k++) {
-        const double frequency = pow(a->base, -2.0 * (double)k / (double)(2 * a->K));
-        for (size_t t = task.begin; t < task.end; t++) {
-            const double angle = (double)ck_id(&a->positions, t) * frequency;
-            a->cos[t * a->K + k] = (float)cos(angle);
-            a->sin[t * a->K + k] = (float)sin(angle);
-        }
-    }
+    const struct ck_mrope_fwd same = {a->dx, a->dy, a->cos, a->sin, NULL, a->positions, a->interleaved,
+                                      a->N, a->T, a->D, a->S, a->K, 1, a->P};
+    turn(&same, task, true);
 }

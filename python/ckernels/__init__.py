@@ -25,6 +25,7 @@ from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
 from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
+from ckernels.ops.mrope import mrope, mrope_backward, mrope_forward
 from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_backward, qk_norm_rope_forward
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
@@ -60,7 +61,7 @@ __all__ = [
     "qk_norm_rope", "qk_norm_rope_forward", "qk_norm_rope_backward",
     "silu", "silu_forward", "silu_backward",
     "swiglu", "swiglu_forward", "swiglu_backward",
-    "rope", "rope_forward", "rope_backward", "rope_table",
+    "rope", "rope_forward", "rope_backward", "rope_table", "mrope", "mrope_forward", "mrope_backward",
     "softmax", "softmax_forward", "softmax_backward",
 ]
 

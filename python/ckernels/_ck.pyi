@@ -133,6 +133,12 @@ def qk_norm_rope_fwd(
     y: _Out, rstd: _Out, x: _In, weight: _In, cos: _In, sin: _In, positions: _In | None, interleaved: object, eps:
     SupportsFloat, /
 ) -> tuple[_Array, _Array]: ...
+def mrope_bwd(
+    dx: _Out, dy: _In, cos: _In, sin: _In, axes: _In, positions: _In, interleaved: object, /
+) -> _Array: ...
+def mrope_fwd(
+    y: _Out, x: _In, cos: _In, sin: _In, axes: _In, positions: _In, interleaved: object, /
+) -> _Array: ...
 def rms_norm_bwd(
     dx: _Out, dweight: _Out, dy: _In, x: _In, weight: _In | None, rstd: _In, offset: SupportsFloat, accumulate:
     object, /
@@ -147,7 +153,9 @@ def rope_fwd(
     y: _Out, x: _In, cos: _In, sin: _In, positions: _In | None, interleaved: object, /
 ) -> _Array: ...
 def rope_table(
-    cos: _Out, sin: _Out, positions: _In, base: SupportsFloat, /
+    cos: _Out, sin: _Out, positions: _In, short_factor: _In | None, long_factor: _In | None, rule: SupportsIndex,
+    length: SupportsIndex, base: SupportsFloat, factor: SupportsFloat, original: SupportsFloat, low:
+    SupportsFloat, high: SupportsFloat, truncate: object, attention: SupportsFloat, /
 ) -> tuple[_Array, _Array]: ...
 def set_blas_path(path: Any, /) -> None: ...
 def set_cache_limit(bytes: Any, /) -> None: ...
