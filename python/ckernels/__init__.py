@@ -21,8 +21,11 @@ from ckernels.ops.attention import (
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
 from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
+from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
+from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
+from ckernels.ops.mse_loss import mse_loss, mse_loss_backward, mse_loss_forward
 from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
@@ -50,12 +53,15 @@ __all__ = [
     "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
+    "mse_loss", "mse_loss_forward", "mse_loss_backward",
+    "kl_div", "kl_div_forward", "kl_div_backward",
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
     "silu", "silu_forward", "silu_backward",
     "swiglu", "swiglu_forward", "swiglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table",
     "softmax", "softmax_forward", "softmax_backward",
+    "log_softmax", "log_softmax_forward", "log_softmax_backward",
 ]
 
 _LAZY = ("io", "kv", "models", "nn", "optim", "parity")
