@@ -52,22 +52,25 @@ CK_KERNEL(log_softmax_fwd)
         ck_stream_end();
 }
 
+/* The sum of a row: what it leaves of terms that cancel goes into every element, so that its blocks are short. */
 static inline double
 total(const elem *x, size_t n)
 {
     double sum = 0;
-    for (size_t begin = 0; begin < n; begin += CK_ROW_BLOCK) {
-        const size_t end = block_end(begin, n);
-        v16 sums[2] = {v16_zero(), v16_zero()};
-        size_t c = begin;
-        for (; c + 32 <= end; c += 32)
-            for (size_t i = 0; i < 2; i++)
-                sums[i] = v16_add(sums[i], v16_load(x + c + 16 * i, 16));
-        for (; c < end; c += 16)
-            sums[0] = v16_add(sums[0], v16_load(x + c, end - c));
-        sum += v16_sum(v16_add(sums[0], sums[1]));
+    size_t c = 0;
+    for (; c + 256 <= n; c += 256) {
+        v16 sums[4];
+        for (size_t i = 0; i < 4; i++)
+            sums[i] = v16_load(x + c + 16 * i, 16);
+        for (size_t at = 64; at < 256; at += 64)
+            for (size_t i = 0; i < 4; i++)
+                sums[i] = v16_add(sums[i], v16_load(x + c + at + 16 * i, 16));
+        sum += v16_sum(v16_add(v16_add(sums[0], sums[1]), v16_add(sums[2], sums[3])));
     }
-    return sum;
+    v16 rest = v16_zero();
+    for (; c < n; c += 16)
+        rest = v16_add(rest, v16_load(x + c, n - c));
+    return sum + v16_sum(rest);
 }
 
 typedef struct {

@@ -196,22 +196,23 @@ CK_KERNEL(softmax_fwd)
 
 /* ---- backward ---- */
 
+/* In short blocks: what the dot leaves of terms that cancel goes into every element. */
 static inline double
 dot_product(const elem *x, const elem *y, size_t n)
 {
     double dot = 0;
-    for (size_t begin = 0; begin < n; begin += CK_ROW_BLOCK) {
-        const size_t end = block_end(begin, n);
+    size_t c = 0;
+    for (; c + 512 <= n; c += 512) {
         v16 dots[4] = {v16_zero(), v16_zero(), v16_zero(), v16_zero()};
-        size_t c = begin;
-        for (; c + 64 <= end; c += 64)
+        for (size_t at = c; at < c + 512; at += 64)
             for (size_t i = 0; i < 4; i++)
-                dots[i] = v16_fma(v16_load(x + c + 16 * i, 16), v16_load(y + c + 16 * i, 16), dots[i]);
-        for (; c < end; c += 16)
-            dots[0] = v16_fma(v16_load(x + c, end - c), v16_load(y + c, end - c), dots[0]);
+                dots[i] = v16_fma(v16_load(x + at + 16 * i, 16), v16_load(y + at + 16 * i, 16), dots[i]);
         dot += v16_sum(v16_add(v16_add(dots[0], dots[1]), v16_add(dots[2], dots[3])));
     }
-    return dot;
+    v16 rest = v16_zero();
+    for (; c < n; c += 16)
+        rest = v16_fma(v16_load(x + c, n - c), v16_load(y + c, n - c), rest);
+    return dot + v16_sum(rest);
 }
 
 typedef struct {

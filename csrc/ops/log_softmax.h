@@ -12,7 +12,7 @@
  *
  * lse is kept in two floats, as one would lose an ulp of it in every y.  A row whose sum is NaN, or 0 because all is
  * -inf, is NaN throughout, as in PyTorch.  Saved for backward: y.  In place: y may be x; dx may be dy or y.  Sums over
- * c in blocks of 2048, 16 lanes in each, block by block in double; rows of more than CK_PIECE elements piece by piece.
+ * c in blocks of 2048 (forward) and 256 (backward), block by block in double; longer rows than CK_PIECE piece by piece.
  */
 #define CK_ARGS_log_softmax_fwd(_)           \
     _(OVER, elem,    y,       "R* C")        \
