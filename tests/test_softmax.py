@@ -258,7 +258,7 @@ X = np.ones((2, 8), "f4")
 
 
 @pytest.mark.parametrize("error, text, call", [
-    (TypeError, r"softmax\(\): 'x' must be float32, not float64", lambda: ck.softmax(X.astype("f8"))),
+    (TypeError, r"softmax\(\): 'x' must be float32, float16 or bfloat16, not float64", lambda: ck.softmax(X.astype("f8"))),
     (TypeError, r"softmax\(\): 'x' must be a NumPy array", lambda: ck.softmax([1.0], causal=True)),
     (TypeError, r"softmax\(\): 'scale' must be a number", lambda: ck.softmax(X, scale="large")),
     (TypeError, r"softmax\(\): 'mask' must be bool or float32, not int64",

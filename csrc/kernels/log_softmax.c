@@ -29,7 +29,7 @@ write_differences(elem *y, const elem *x, size_t n, float peak, double sum, bool
 CK_KERNEL(log_softmax_fwd)
 {
     const ck_pieces *cut = task.work;
-    const bool stream = streams(&a->y, &a->x, a->R, a->C);
+    const bool stream = streams(2, &a->y, &a->x, a->R, a->C);
     const v16 one = v16_splat(1.0f);
 
     for (size_t i = task.begin; i < task.end; i++) {
@@ -88,7 +88,7 @@ less_share(const void *of, size_t c, size_t n)
 CK_KERNEL(log_softmax_bwd)
 {
     const ck_pieces *cut = task.work;
-    const bool stream = streams(&a->dx, &a->dy, a->R, a->C) && a->dx.data != a->y.data;
+    const bool stream = streams(3, &a->dx, &a->dy, a->R, a->C) && a->dx.data != a->y.data;
 
     for (size_t i = task.begin; i < task.end; i++) {
         const ck_span s = cut != NULL ? ck_piece_at(cut, i, a->C) : (ck_span){i, 0, a->C, NULL, NULL};

@@ -8,8 +8,8 @@
 #define CK_INLINE static inline __attribute__((always_inline))
 
 enum {
-    CK_ROW_BLOCK = 2048,         /* elements whose sum is one float */
-    CK_STREAM_BYTES = 24 << 20,  /* an output of that size is gone from the caches before anybody reads it */
+    CK_ROW_BLOCK = 2048,   /* elements whose sum is one float */
+    CK_STREAM = 32 << 20,  /* bytes of a call's arrays that no cache keeps: its output goes past them */
 };
 
 /* The end of a block from `begin` on. */
@@ -73,11 +73,11 @@ exponentials(float *keep, const elem *x, size_t n, v16 scale, v16 base, const el
     return sum;
 }
 
-/* Whether an output should pass by the caches: it is large, and not the input that they hold already. */
+/* Whether an output passes by the caches: they do not hold what the call reads and writes, nor the output itself. */
 CK_INLINE bool
-streams(const ck_array *y, const ck_array *x, size_t R, size_t C)
+streams(size_t arrays, const ck_array *y, const ck_array *x, size_t R, size_t C)
 {
-    return y->data != x->data && R * C * sizeof(elem) >= CK_STREAM_BYTES;
+    return y->data != x->data && arrays * R * C * sizeof(elem) > CK_STREAM;
 }
 
 /* y[c] = each(of, c, n) for n elements, up to 16 in a call: whole vectors first, as fast as stores go. */

@@ -181,7 +181,7 @@ write_piece(const struct ck_softmax_fwd *a, ck_span s, float *row, bool stream)
 CK_KERNEL(softmax_fwd)
 {
     const ck_pieces *cut = task.work;
-    const bool stream = streams(&a->y, &a->x, a->R, a->C);
+    const bool stream = streams(2, &a->y, &a->x, a->R, a->C);
 
     for (size_t i = task.begin; i < task.end; i++)
         if (cut == NULL)
@@ -230,7 +230,7 @@ apply(const void *of, size_t c, size_t n)
 CK_KERNEL(softmax_bwd)
 {
     const ck_pieces *cut = task.work;
-    const bool stream = streams(&a->dx, &a->dy, a->R, a->C) && a->dx.data != a->y.data;
+    const bool stream = streams(3, &a->dx, &a->dy, a->R, a->C) && a->dx.data != a->y.data;
     const v16 scale = v16_splat((float)a->scale);
 
     for (size_t i = task.begin; i < task.end; i++) {
