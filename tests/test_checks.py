@@ -18,10 +18,13 @@ CALLS = {
     "embedding": (np.array([2, 0, 2]), normal(4, 8)),
     "l2_norm": (normal(3, 8),),
     "layer_norm": (normal(3, 8), normal(8), normal(8)),
+    "kl_div": (normal(3, 8), np.abs(normal(3, 8))),
     "linear": (normal(3, 8), normal(5, 8)),
+    "log_softmax": (normal(3, 8),),
     "matmul": (normal(3, 8), normal(8, 5)),
     "qk_norm_rope": (normal(3, 8), normal(8), *ck.rope_table(np.arange(3), 8)),
     "mrope": (normal(3, 8), *ck.rope_table(np.arange(9), 8), np.arange(6).reshape(2, 3), (3, 1)),
+    "mse_loss": (normal(3, 8), normal(3, 8)),
     "rms_norm": (normal(3, 8), normal(8)),
     "rope": (normal(3, 8), *ck.rope_table(np.arange(3), 8)),
     "silu": (normal(3, 8),),
@@ -93,7 +96,7 @@ def test_a_gradient_of_what_forward_did_not_have_is_refused(op, field):
         getattr(ck, op + "_backward")(np.ones_like(y), ctx, out=kind(**{field: normal(8)}))
 
 
-@pytest.mark.parametrize("op", [op for op in CALLS if op not in ("add_rms_norm", "cross_entropy")])
+@pytest.mark.parametrize("op", [op for op in CALLS if op not in ("add_rms_norm", "cross_entropy", "kl_div", "mse_loss")])
 def test_out_of_forward_must_be_an_array(op):
     for out in (True, [1.0], 1.0):
         with pytest.raises(TypeError, match=r"\(\): 'out' must be a NumPy array"):

@@ -1,66 +1,8 @@
-#include "kernels/kernel.h"
+#include "kernels/rows.h"
+#include "ops/pieces.h"
 #include "ops/softmax.h"
-#include "simd/math.h"
-#include "simd/words.h"
 
-enum { BLOCK = CK_SOFTMAX_BLOCK };
-
-static inline size_t block_end(size_t begin, size_t n) { return n - begin < BLOCK ? n : begin + BLOCK; }
-
-/* scale * x, -inf behind the n elements that are left */
-static inline v16
-scaled(const elem *x, size_t n, v16 scale)
-{
-    const v16 z = v16_mul(v16_load(x, n), scale);
-    return n >= 16 ? z : v16_select(v16_first(n), z, v16_splat(-INFINITY));
-}
-
-/* The largest of scale * x. */
-static inline float
-largest(const elem *x, size_t n, v16 scale)
-{
-    v16 peaks = v16_splat(-INFINITY);
-    size_t c = 0;
-    for (; c + 16 <= n; c += 16)
-        peaks = v16_max(peaks, v16_mul(v16_load(x + c, 16), scale));
-    if (c < n)
-        peaks = v16_max(peaks, scaled(x + c, n - c, scale));
-    return v16_peak(peaks);
-}
-
-/* row = exp(scale * x - peak), and their sum, of a block of n elements: whole vectors first, which pipeline better. */
-static inline float
-exponentials(float *row, const elem *x, size_t n, v16 scale, v16 peak)
-{
-    v16 sums = v16_zero();
-    size_t c = 0;
-    for (; c + 16 <= n; c += 16) {
-        const v16 e = v16_exp(v16_sub(v16_mul(v16_load(x + c, 16), scale), peak));
-        sums = v16_add(sums, e);
-        v16_store_f32(row + c, e, 16);
-    }
-    if (c < n) {
-        const v16 e = v16_exp(v16_sub(scaled(x + c, n - c, scale), peak));
-        sums = v16_add(sums, e);
-        v16_store_f32(row + c, e, n - c);
-    }
-    return v16_sum(sums);
-}
-
-/* The same where row holds what is masked already: -inf less a peak of -inf is no number. */
-static inline float
-masked_exponentials(float *row, size_t n, v16 peak)
-{
-    const v16 nothing = v16_splat(-INFINITY);
-    v16 sums = v16_zero();
-    for (size_t c = 0; c < n; c += 16) {
-        const v16 z = v16_load_or_f32(row + c, n - c, -INFINITY);
-        const v16 e = v16_select(v16_eq(z, nothing), v16_zero(), v16_exp(v16_sub(z, peak)));
-        sums = v16_add(sums, e);
-        v16_store_f32(row + c, e, n - c);
-    }
-    return v16_sum(sums);
-}
+/* ---- masks ---- */
 
 /* Up to 16 elements of a mask as numbers to add: 0 or -inf for a boolean; -inf behind the n that are left. */
 static inline v16
@@ -71,6 +13,11 @@ mask_words(const char *mask, ptrdiff_t step, bool boolean, size_t n)
 
     if (!boolean && step == sizeof(elem))
         return v16_load_or((const elem *)mask, n, -INFINITY);
+    if (boolean && step == 1 && n >= 16) { /* of constant length, which the compiler makes vectors of */
+        for (size_t i = 0; i < 16; i++)
+            zero_or_inf[i] = mask[i] ? 0.0f : -INFINITY;
+        return v16_load_f32(zero_or_inf, 16);
+    }
     for (size_t i = 0; i < 16 && i < n; i++)
         if (boolean)
             zero_or_inf[i] = mask[(ptrdiff_t)i * step] ? 0.0f : -INFINITY;
@@ -79,13 +26,13 @@ mask_words(const char *mask, ptrdiff_t step, bool boolean, size_t n)
     return boolean ? v16_load_or_f32(zero_or_inf, n, -INFINITY) : v16_load_or(number, n, -INFINITY);
 }
 
-/* z of a row into `row`; its largest in `peak`; false where all is masked. */
-static inline bool
-masked_row(const struct ck_softmax_fwd *a, size_t r, size_t n, float *row, float *peak)
+/* Of a row, elements begin to begin+n-1: z into `row`, its largest in `peak`; whether any of them takes part. */
+static bool
+masked_row(const struct ck_softmax_fwd *a, size_t r, size_t begin, size_t n, float *row, float *peak)
 {
-    const elem *x = ck_row(&a->x, r);
-    const char *mask = ck_mask_row(&a->mask, r);
+    const elem *x = (const elem *)ck_row(&a->x, r) + begin;
     const ptrdiff_t step = a->mask.stride[a->mask.n - 1];
+    const char *mask = (const char *)ck_mask_row(&a->mask, r) + (ptrdiff_t)begin * step;
     const bool boolean = a->mask.width == 1;
     const v16 scale = v16_splat((float)a->scale), nothing = v16_splat(-INFINITY);
     v16 peaks = nothing, open = v16_zero();
@@ -102,6 +49,50 @@ masked_row(const struct ck_softmax_fwd *a, size_t r, size_t n, float *row, float
     return v16_sum(open) > 0;
 }
 
+/* row = exp(row - base), and their sum. */
+static double
+masked_exponentials(float *row, size_t n, v16 base)
+{
+    double sum = 0;
+    for (size_t begin = 0; begin < n; begin += CK_ROW_BLOCK) {
+        const size_t end = block_end(begin, n);
+        v16 sums = v16_zero();
+        for (size_t c = begin; c < end; c += 16) {
+            const v16 e = v16_exp(v16_sub(v16_load_or_f32(row + c, end - c, -INFINITY), base));
+            sums = v16_add(sums, e);
+            v16_store_f32(row + c, e, end - c);
+        }
+        sum += v16_sum(sums);
+    }
+    return sum;
+}
+
+/* ---- forward ---- */
+
+typedef struct {
+    const float *row;
+    v16 by;
+} product;
+
+CK_INLINE v16
+times(const void *of, size_t c, size_t n)
+{
+    const product *p = of;
+    return v16_mul(v16_load_f32(p->row + c, n), p->by);
+}
+
+typedef struct {
+    const elem *x;
+    v16 scale, base, by;
+} exponential;
+
+CK_INLINE v16
+exp_times(const void *of, size_t c, size_t n)
+{
+    const exponential *e = of;
+    return v16_mul(v16_exp(v16_sub(v16_mul(v16_load(e->x + c, n), e->scale), e->base)), e->by);
+}
+
 static inline void
 fill(elem *y, size_t n, v16 with)
 {
@@ -109,61 +100,150 @@ fill(elem *y, size_t n, v16 with)
         v16_store(y + c, with, n - c);
 }
 
+/* Elements of row r that `causal` leaves. */
+static inline size_t
+seen(const struct ck_softmax_fwd *a, size_t r)
+{
+    const size_t place = a->causal ? r % (size_t)a->queries : a->C;
+    return place < a->C ? place + 1 : a->C;
+}
+
 /* The exponentials are kept as floats in the thread's scratch: y may be of 16 bits, and taking them twice costs more. */
+static void
+whole_row(const struct ck_softmax_fwd *a, size_t r, const elem *next, float *row, bool stream)
+{
+    const size_t n = seen(a, r);
+    const v16 scale = v16_splat((float)a->scale);
+    const elem *x = ck_row(&a->x, r);
+    elem *y = ck_row(&a->y, r);
+    float peak;
+    double sum;
+
+    if (a->mask.data != NULL) {
+        if (!masked_row(a, r, 0, n, row, &peak)) {
+            fill(y, a->C, v16_zero());
+            return;
+        }
+        sum = masked_exponentials(row, n, base_of(peak));
+    } else {
+        peak = largest(x, n, scale);
+        sum = exponentials(row, x, n, scale, base_of(peak), next);
+    }
+    const product p = {row, v16_splat((float)(1 / sum))};
+    write_row(y, n, stream, times, &p);
+    fill(y + n, a->C - n, v16_mul(v16_zero(), p.by)); /* 0, but NaN in a row of NaN */
+}
+
+/* `other` of a measure counts the pieces of which something takes part. */
+static void
+measure_piece(const struct ck_softmax_fwd *a, ck_span s, float *row)
+{
+    const size_t end = seen(a, s.row), n = s.begin >= end ? 0 : end - s.begin < s.n ? end - s.begin : s.n;
+    const v16 scale = v16_splat((float)a->scale);
+    const elem *x = (const elem *)ck_row(&a->x, s.row) + s.begin;
+    ck_measure m = {.peak = -INFINITY, .other = n != 0};
+
+    if (a->mask.data != NULL) {
+        m.other = n != 0 && masked_row(a, s.row, s.begin, n, row, &m.peak);
+        m.sum = masked_exponentials(row, n, base_of(m.peak));
+    } else {
+        m.peak = largest(x, n, scale);
+        m.sum = exponentials(NULL, x, n, scale, base_of(m.peak), x);
+    }
+    *s.part = m;
+}
+
+static void
+write_piece(const struct ck_softmax_fwd *a, ck_span s, float *row, bool stream)
+{
+    const size_t end = seen(a, s.row), n = s.begin >= end ? 0 : end - s.begin < s.n ? end - s.begin : s.n;
+    const v16 by = v16_splat((float)(1 / s.whole->sum)), base = base_of(s.whole->peak);
+    const elem *x = (const elem *)ck_row(&a->x, s.row) + s.begin;
+    elem *y = (elem *)ck_row(&a->y, s.row) + s.begin;
+    float peak;
+
+    if (s.whole->other == 0) {
+        fill(y, s.n, v16_zero());
+        return;
+    }
+    if (a->mask.data != NULL && n != 0) {
+        masked_row(a, s.row, s.begin, n, row, &peak);
+        masked_exponentials(row, n, base);
+        const product p = {row, by};
+        write_row(y, n, stream, times, &p);
+    } else {
+        const exponential e = {x, v16_splat((float)a->scale), base, by};
+        write_row(y, n, stream, exp_times, &e);
+    }
+    fill(y + n, s.n - n, v16_mul(v16_zero(), by));
+}
+
 CK_KERNEL(softmax_fwd)
 {
-    const v16 scale = v16_splat((float)a->scale);
-    const bool masked = a->mask.data != NULL;
-    float *row = task.scratch; /* [C] */
+    const ck_pieces *cut = task.work;
+    const bool stream = streams(2, &a->y, &a->x, a->R, a->C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        const size_t place = a->causal ? r % (size_t)a->queries : 0, n = a->causal && place < a->C ? place + 1 : a->C;
-        const elem *x = ck_row(&a->x, r); /* [r,:] */
-        elem *y = ck_row(&a->y, r);
-        float peak = -INFINITY;
-        double sum = 0;
+    for (size_t i = task.begin; i < task.end; i++)
+        if (cut == NULL)
+            whole_row(a, i, ck_row(&a->x, i + 1 < task.end ? i + 1 : i), task.scratch, stream);
+        else if (cut->write)
+            write_piece(a, ck_piece_at(cut, i, a->C), task.scratch, stream);
+        else
+            measure_piece(a, ck_piece_at(cut, i, a->C), task.scratch);
+    if (stream)
+        ck_stream_end();
+}
 
-        if (masked && !masked_row(a, r, n, row, &peak)) {
-            fill(y, a->C, v16_zero());
-            continue;
-        }
-        if (!masked)
-            peak = largest(x, n, scale);
-        for (size_t begin = 0; begin < n; begin += BLOCK) {
-            const size_t size = block_end(begin, n) - begin;
-            sum += masked ? masked_exponentials(row + begin, size, v16_splat(peak))
-                          : exponentials(row + begin, x + begin, size, scale, v16_splat(peak));
-        }
-        const v16 inverse = v16_splat((float)(1 / sum));
-        size_t c = 0;
-        for (; c + 16 <= n; c += 16)
-            v16_store(y + c, v16_mul(v16_load_f32(row + c, 16), inverse), 16);
-        if (c < n)
-            v16_store(y + c, v16_mul(v16_load_f32(row + c, n - c), inverse), n - c);
-        fill(y + n, a->C - n, v16_mul(v16_zero(), inverse)); /* 0, but NaN in a row of NaN */
+/* ---- backward ---- */
+
+/* In short blocks: what the dot leaves of terms that cancel goes into every element. */
+static inline double
+dot_product(const elem *x, const elem *y, size_t n)
+{
+    double dot = 0;
+    size_t c = 0;
+    for (; c + 512 <= n; c += 512) {
+        v16 dots[4] = {v16_zero(), v16_zero(), v16_zero(), v16_zero()};
+        for (size_t at = c; at < c + 512; at += 64)
+            for (size_t i = 0; i < 4; i++)
+                dots[i] = v16_fma(v16_load(x + at + 16 * i, 16), v16_load(y + at + 16 * i, 16), dots[i]);
+        dot += v16_sum(v16_add(v16_add(dots[0], dots[1]), v16_add(dots[2], dots[3])));
     }
+    v16 rest = v16_zero();
+    for (; c < n; c += 16)
+        rest = v16_fma(v16_load(x + c, n - c), v16_load(y + c, n - c), rest);
+    return dot + v16_sum(rest);
+}
+
+typedef struct {
+    const elem *dy, *y;
+    v16 scale, dot;
+} jacobian;
+
+CK_INLINE v16
+apply(const void *of, size_t c, size_t n)
+{
+    const jacobian *j = of;
+    return v16_mul(v16_mul(v16_load(j->y + c, n), j->scale), v16_sub(v16_load(j->dy + c, n), j->dot));
 }
 
 CK_KERNEL(softmax_bwd)
 {
-    const size_t C = a->C;
+    const ck_pieces *cut = task.work;
+    const bool stream = streams(3, &a->dx, &a->dy, a->R, a->C) && a->dx.data != a->y.data;
     const v16 scale = v16_splat((float)a->scale);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        const elem *dy = ck_row(&a->dy, r), *y = ck_row(&a->y, r); /* [r,:] */
-        elem *dx = ck_row(&a->dx, r);
-        double dot = 0;
-
-        for (size_t begin = 0; begin < C; begin += BLOCK) {
-            v16 dots = v16_zero();
-            for (size_t c = begin, end = block_end(begin, C); c < end; c += 16)
-                dots = v16_fma(v16_load(dy + c, C - c), v16_load(y + c, C - c), dots);
-            dot += v16_sum(dots);
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_span s = cut != NULL ? ck_piece_at(cut, i, a->C) : (ck_span){i, 0, a->C, NULL, NULL};
+        const elem *dy = (const elem *)ck_row(&a->dy, s.row) + s.begin, *y = (const elem *)ck_row(&a->y, s.row) + s.begin;
+        const double dot = cut != NULL && cut->write ? s.whole->sum : dot_product(dy, y, s.n);
+        if (cut != NULL && !cut->write) {
+            *s.part = (ck_measure){.sum = dot};
+            continue;
         }
-        const v16 mean = v16_splat((float)dot);
-        for (size_t c = 0; c < C; c += 16) {
-            const v16 moved = v16_sub(v16_load(dy + c, C - c), mean);
-            v16_store(dx + c, v16_mul(v16_mul(v16_load(y + c, C - c), scale), moved), C - c);
-        }
+        const jacobian j = {dy, y, scale, v16_splat((float)dot)};
+        write_row((elem *)ck_row(&a->dx, s.row) + s.begin, s.n, stream, apply, &j);
     }
+    if (stream)
+        ck_stream_end();
 }

@@ -12,8 +12,9 @@
  *
  * `queries` is the size of the last axis but one: query t of them stands at position t, and sees c <= t.  What is masked
  * is 0 in y, whatever x holds there; a row of which everything is masked is 0.  A row whose sum is NaN, or 0 because all
- * that is not masked is -inf, is NaN throughout, as in PyTorch.  Saved for backward: y.  In place: y may be x; dx may be dy or y.  Sums over c in blocks of
- * CK_SOFTMAX_BLOCK, 16 lanes in each, block by block in double.
+ * that is not masked is -inf, is NaN throughout, as in PyTorch.  Saved for backward: y.  In place: y may be x; dx may be
+ * dy or y.  Sums over c in blocks of 2048 (forward) and 512 (dot), block by block in double; rows of more than CK_PIECE
+ * elements piece by piece.  A forward task's scratch is a row of floats, or a piece of one.
  */
 #define CK_ARGS_softmax_fwd(_)               \
     _(OVER, elem,    y,       "R* C")        \
@@ -34,6 +35,4 @@ CK_DECLARE(softmax_fwd)
     _(SIZE, size_t,  R,       "")            \
     _(SIZE, size_t,  C,       "")
 CK_DECLARE(softmax_bwd)
-
-enum { CK_SOFTMAX_BLOCK = 2048 }; /* a forward task's scratch is a row of floats, [C] */
 #endif

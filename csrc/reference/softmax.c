@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "ops/pieces.h"
 #include "ops/softmax.h"
 
 static double
@@ -26,9 +27,22 @@ is_masked(const struct ck_softmax_fwd *a, size_t r, size_t c)
     return a->mask.width == 1 ? !*m : get((const elem *)m) == -INFINITY;
 }
 
+/* Row by row; of a row that is cut, the first piece to be written stands for all. */
+static size_t
+row_of(ck_task task, size_t item)
+{
+    const ck_pieces *cut = task.work;
+    if (cut == NULL)
+        return item;
+    return cut->write && item % cut->pieces == 0 ? cut->row + item / cut->pieces : (size_t)-1;
+}
+
 CK_KERNEL(softmax_fwd)
 {
-    for (size_t r = task.begin; r < task.end; r++) {
+    for (size_t i = task.begin; i < task.end; i++) {
+        const size_t r = row_of(task, i);
+        if (r == (size_t)-1)
+            continue;
         elem *y = ck_row(&a->y, r);
         double peak = -INFINITY, sum = 0;
         size_t open = 0;
@@ -47,7 +61,10 @@ CK_KERNEL(softmax_fwd)
 
 CK_KERNEL(softmax_bwd)
 {
-    for (size_t r = task.begin; r < task.end; r++) {
+    for (size_t i = task.begin; i < task.end; i++) {
+        const size_t r = row_of(task, i);
+        if (r == (size_t)-1)
+            continue;
         const elem *dy = ck_row(&a->dy, r), *y = ck_row(&a->y, r);
         elem *dx = ck_row(&a->dx, r);
         double dot = 0;

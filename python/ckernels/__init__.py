@@ -23,9 +23,12 @@ from ckernels.ops.embedding import embedding, embedding_backward, embedding_forw
 from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
 from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
 from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
+from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.mrope import mrope, mrope_backward, mrope_forward
+from ckernels.ops.mse_loss import mse_loss, mse_loss_backward, mse_loss_forward
 from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_backward, qk_norm_rope_forward
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
@@ -54,6 +57,8 @@ __all__ = [
     "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
+    "mse_loss", "mse_loss_forward", "mse_loss_backward",
+    "kl_div", "kl_div_forward", "kl_div_backward",
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
     "layer_norm", "layer_norm_forward", "layer_norm_backward",
@@ -63,6 +68,7 @@ __all__ = [
     "swiglu", "swiglu_forward", "swiglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table", "mrope", "mrope_forward", "mrope_backward",
     "softmax", "softmax_forward", "softmax_backward",
+    "log_softmax", "log_softmax_forward", "log_softmax_backward",
 ]
 
 _LAZY = ("io", "kv", "models", "nn", "optim", "parity")

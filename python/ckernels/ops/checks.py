@@ -1,6 +1,6 @@
 """What the wrappers of all ops refuse alike, before the extension sees the arrays."""
 
-__all__ = ["check_context", "flag", "gradients"]
+__all__ = ["check_context", "flag", "gradients", "loss_gradient", "reduction_of"]
 
 
 def check_context(called, kind, ctx):
@@ -70,3 +70,29 @@ def gradients(called, kind, out, absent=()):
         if getattr(out, name) is not None:
             raise ValueError(f"{called}(): 'out.{name}' must be None, as forward had no '{name}'")
     return out
+
+
+def reduction_of(called, reduction, *more):
+    """Refuse what is no reduction of a loss: "none", "mean", "sum", and ``more`` of them.
+
+    Raises
+    ------
+    ValueError
+    """
+    known = ("none", "mean", "sum", *more)
+    if not isinstance(reduction, str) or reduction not in known:
+        listed = ", ".join(map(repr, known[:-1]))
+        raise ValueError(f"{called}(): 'reduction' must be {listed} or {known[-1]!r}, not {reduction!r}")
+
+
+def loss_gradient(called, dy, reduction):
+    """Return the gradient of a loss as (an array or None, a number): the array under "none", else the number.
+
+    Raises
+    ------
+    TypeError
+        It is None.
+    """
+    if dy is None:
+        raise TypeError(f"{called}(): 'dy' must be a number, or an array under 'none', not None")
+    return (dy, 1.0) if reduction == "none" else (None, dy)

@@ -5,11 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
-from ckernels.ops.checks import check_context, gradients
+from ckernels.ops.checks import check_context, gradients, loss_gradient, reduction_of
 
 __all__ = ["cross_entropy", "cross_entropy_forward", "cross_entropy_backward"]
-
-_REDUCTIONS = ("none", "mean", "sum")
 
 
 class Context(NamedTuple):
@@ -33,8 +31,7 @@ class Gradients(NamedTuple):
 
 
 def _forward(logits, target, ignore_index, reduction, label_smoothing, z_loss, softcap, out, save):
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"cross_entropy(): 'reduction' must be 'none', 'mean' or 'sum', not {reduction!r}")
+    reduction_of("cross_entropy", reduction)
     cap = math.inf if softcap is None else softcap
     wanted = True if out is None else out
     loss, losses = (None, wanted) if reduction == "none" else (wanted, None)
@@ -145,9 +142,7 @@ def cross_entropy_backward(dy, ctx, *, out=None, accumulate=False):
     """
     check_context("cross_entropy_backward", Context, ctx)
     dlogits = gradients("cross_entropy_backward", Gradients, out).logits
-    if dy is None:
-        raise TypeError("cross_entropy_backward(): 'dy' must be a number, or an array under 'none', not None")
-    per_row, scalar = (dy, 1.0) if ctx.reduction == "none" else (None, dy)
+    per_row, scalar = loss_gradient("cross_entropy_backward", dy, ctx.reduction)
     return Gradients(_ck.cross_entropy_bwd(
         dlogits, per_row, scalar, ctx.logits, ctx.target, ctx.peak, ctx.sum, ctx.ignore_index, ctx.reduction == "mean",
         ctx.label_smoothing, ctx.z_loss, ctx.softcap))

@@ -1,0 +1,29 @@
+#include "ops/kl_div.h"
+
+#include "ops/elementwise.h"
+#include "ops/loss.h"
+#include "ops/ops.h"
+#include "runtime/run.h"
+
+enum { ELEMENTS = 2 * CK_ELEMENTS };
+
+CK_RUN(kl_div_fwd)
+{
+    struct ck_kl_div_fwd flat = *a;
+    if (ck_is_flat(&a->input, a->C) && ck_is_flat(&a->target, a->C)
+        && (a->losses.data == NULL || ck_is_flat(&a->losses, a->C)))
+        flat.C *= flat.R, flat.R = 1;
+    const size_t n = flat.R * flat.C;
+    if (a->losses.data != NULL)
+        return ck_tasks(n, CK_ELEMENTS, CK_FAST(kl_div_fwd), &flat);
+    return ck_run_loss(CK_FAST(kl_div_fwd), &flat, n, ELEMENTS, a->divisor, a->loss);
+}
+
+CK_RUN(kl_div_bwd)
+{
+    struct ck_kl_div_bwd flat = *a;
+    if (ck_is_flat(&a->dinput, a->C) && ck_is_flat(&a->target, a->C)
+        && (a->dy.data == NULL || ck_is_flat(&a->dy, a->C)))
+        flat.C *= flat.R, flat.R = 1;
+    return ck_tasks(flat.R * flat.C, CK_ELEMENTS, CK_FAST(kl_div_bwd), &flat);
+}
