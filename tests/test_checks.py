@@ -16,13 +16,16 @@ CALLS = {
     "attention": (normal(1, 2, 3, 4), normal(1, 1, 5, 4), normal(1, 1, 5, 4)),
     "cross_entropy": (normal(3, 8), np.array([1, 0, 7])),
     "embedding": (np.array([2, 0, 2]), normal(4, 8)),
+    "heads_to_tokens": (normal(2, 3, 5, 4),),
     "linear": (normal(3, 8), normal(5, 8)),
     "matmul": (normal(3, 8), normal(8, 5)),
     "rms_norm": (normal(3, 8), normal(8)),
     "rope": (normal(3, 8), *ck.rope_table(np.arange(3), 8)),
     "silu": (normal(3, 8),),
     "softmax": (normal(3, 8),),
+    "split_qkv": (normal(2, 3, 16), 2, 1, 4),
     "swiglu": (normal(3, 8), normal(3, 8)),
+    "tokens_to_heads": (normal(2, 3, 5, 4),),
 }
 PARAMETERS = {"weight", "bias", "sinks"}
 
@@ -88,7 +91,7 @@ def test_a_gradient_of_what_forward_did_not_have_is_refused(op, field):
         getattr(ck, op + "_backward")(np.ones_like(y), ctx, out=kind(**{field: normal(8)}))
 
 
-@pytest.mark.parametrize("op", [op for op in CALLS if op not in ("add_rms_norm", "cross_entropy")])
+@pytest.mark.parametrize("op", [op for op in CALLS if op not in ("add_rms_norm", "cross_entropy", "split_qkv")])
 def test_out_of_forward_must_be_an_array(op):
     for out in (True, [1.0], 1.0):
         with pytest.raises(TypeError, match=r"\(\): 'out' must be a NumPy array"):

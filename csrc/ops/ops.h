@@ -10,6 +10,7 @@
 #include "ops/gemm_pack.h"
 #include "ops/attention.h"
 #include "ops/glu.h"
+#include "ops/heads.h"
 #include "ops/kv_cache.h"
 #include "ops/linear.h"
 #include "ops/linear_dz.h"

@@ -21,6 +21,17 @@ from ckernels.ops.attention import (
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
 from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
+from ckernels.ops.heads import (
+    heads_to_tokens,
+    heads_to_tokens_backward,
+    heads_to_tokens_forward,
+    split_qkv,
+    split_qkv_backward,
+    split_qkv_forward,
+    tokens_to_heads,
+    tokens_to_heads_backward,
+    tokens_to_heads_forward,
+)
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
@@ -56,6 +67,9 @@ __all__ = [
     "swiglu", "swiglu_forward", "swiglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table",
     "softmax", "softmax_forward", "softmax_backward",
+    "split_qkv", "split_qkv_forward", "split_qkv_backward",
+    "heads_to_tokens", "heads_to_tokens_forward", "heads_to_tokens_backward",
+    "tokens_to_heads", "tokens_to_heads_forward", "tokens_to_heads_backward",
 ]
 
 _LAZY = ("io", "kv", "models", "nn", "optim", "parity")
