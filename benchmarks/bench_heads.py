@@ -7,7 +7,8 @@ import ckernels as ck
 from harness import run
 
 # B, T, H, G, D: a decode step of 16 texts, a small model's prefill, a large one's
-CASES = {"16x1, 9/3 of 64": (16, 1, 9, 3, 64), "1x512, 9/3 of 64": (1, 512, 9, 3, 64), "1x4096, 32/8 of 128": (1, 4096, 32, 8, 128)}
+CASES = {"16x1, 9/3 of 64": (16, 1, 9, 3, 64), "1x512, 9/3 of 64": (1, 512, 9, 3, 64),
+         "1x4096, 32/8 of 128": (1, 4096, 32, 8, 128)}
 
 
 def make_qkv(B, T, H, G, D):
@@ -24,7 +25,7 @@ def make_qkv(B, T, H, G, D):
 
 
 def make_heads(B, T, H, D):
-    """x [B,H,T,D] and y [B,T,H,D], for both sides."""
+    """Make x [B,H,T,D] and y [B,T,H,D], for both sides."""
     def make_one(rng):
         s = SimpleNamespace(x=rng.standard_normal((B, H, T, D), "f4"))
         s.y = ck.heads_to_tokens(s.x)
@@ -40,7 +41,8 @@ def torch_split(H, G, D):
     def views(s):
         B, T, _ = s.tx.shape
         return [part.view(B, T, -1, D).transpose(1, 2) for part in s.tx.split((H * D, G * D, G * D), -1)]
-    return lambda s: [v.contiguous() for v in views(s)], lambda s: [o.copy_(v) for o, v in zip(s.tout, views(s), strict=True)]
+    return (lambda s: [v.contiguous() for v in views(s)],
+            lambda s: [o.copy_(v) for o, v in zip(s.tout, views(s), strict=True)])
 
 
 def torch_join(s):
@@ -52,8 +54,8 @@ for case, (B, T, H, G, D) in CASES.items():
     nbytes = 8 * B * T * (H + 2 * G) * D
     eager, into = torch_split(H, G, D)
     make = make_qkv(B, T, H, G, D)
-    run("split_qkv", case, make, lambda s: ck.split_qkv(s.x, H, G, D), eager, nbytes=nbytes,
-        ours_out=lambda s: ck.split_qkv(s.x, H, G, D, out=s.out), theirs_out=into)
+    run("split_qkv", case, make, lambda s: ck.split_qkv(s.x, *s.ctx), eager, nbytes=nbytes,
+        ours_out=lambda s: ck.split_qkv(s.x, *s.ctx, out=s.out), theirs_out=into)
     run("split_qkv_backward", case, make, lambda s: ck.split_qkv_backward(s.dy, s.ctx), torch_join, nbytes=nbytes)
     nbytes, make = 8 * B * T * H * D, make_heads(B, T, H, D)
     run("heads_to_tokens", case, make, lambda s: ck.heads_to_tokens(s.x), lambda s: s.tx.transpose(1, 2).contiguous(),

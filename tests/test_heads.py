@@ -5,6 +5,7 @@ import torch
 import ckernels as ck
 from ckernels.ops.heads import Gradients, SplitGradients
 from guard import gaps_untouched, guarded, spaced, unwritten
+from parity import as_torch
 
 # Batch, T, H, G, D: extents all different, around a block of eight tokens and a line of 64 bytes, a real size.
 SIZES = [((2,), 5, 3, 1, d) for d in (1, 7, 15, 16, 17, 31, 32, 33, 64, 80)]
@@ -17,11 +18,14 @@ def bits(array):
     return np.ascontiguousarray(array).view(f"u{array.itemsize}")
 
 
-def any_bits(rng, *shape):
+SIGNALLING = {"float32": 0x7F800001, "float16": 0x7C01, "bfloat16": 0x7F81}  # NaN that arithmetic would change
+
+
+def any_bits(rng, dtype, *shape):
     """Random bits, signalling NaN among them, up to an unreadable page."""
-    whole = rng.integers(0, 2**32, shape, np.uint32)
-    whole.flat[::5] = 0x7F800001 + whole.flat[::5] % 1000  # a NaN that arithmetic would change
-    return guarded(whole.view("f4"))
+    whole = rng.integers(0, 2 ** (8 * dtype.itemsize), shape, f"u{dtype.itemsize}")
+    whole.flat[::5] = SIGNALLING[dtype.name] + whole.flat[::5] % 50
+    return guarded(whole.view(dtype))
 
 
 def assert_bits(actual, expected):
@@ -41,10 +45,10 @@ def swapped(x):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_split_qkv_matches_torch(isa, rng, size):
+def test_split_qkv_matches_torch(isa, dtype, rng, size):
     batch, T, H, G, D = size
-    qkv = any_bits(rng, *batch, T, (H + 2 * G) * D)
-    out = [unwritten((*batch, heads, T, D)) for heads in (H, G, G)]
+    qkv = any_bits(rng, dtype, *batch, T, (H + 2 * G) * D)
+    out = [unwritten((*batch, heads, T, D), dtype) for heads in (H, G, G)]
     parts = ck.split_qkv(qkv, H, G, D, out=out)
     for part, given, expected in zip(parts, out, split_by_torch(qkv, H, G, D), strict=True):
         assert part is given
@@ -55,61 +59,62 @@ def test_split_qkv_matches_torch(isa, rng, size):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_split_qkv_backward_joins(isa, rng, size):
+def test_split_qkv_backward_joins(isa, dtype, rng, size):
     batch, T, H, G, D = size
-    qkv = any_bits(rng, *batch, T, (H + 2 * G) * D)
+    qkv = any_bits(rng, dtype, *batch, T, (H + 2 * G) * D)
     ctx = ck.split_qkv_forward(qkv, H, G, D)[1]
     dy = tuple(guarded(part) for part in split_by_torch(qkv, H, G, D))
-    given = SplitGradients(unwritten(qkv.shape))
+    given = SplitGradients(unwritten(qkv.shape, dtype))
     assert ck.split_qkv_backward(dy, ctx, out=given).qkv is given.qkv
     assert_bits(given.qkv, qkv)
 
 
-def test_split_qkv_backward_matches_autograd(isa, rng):
-    x = torch.randn(2, 5, (6 + 2 * 3) * 8, requires_grad=True)
+def test_split_qkv_backward_matches_autograd(isa, dtype, rng):
+    x = as_torch(rng.standard_normal((2, 5, (6 + 2 * 3) * 8)), dtype, grad=True)
     parts = [p.unflatten(-1, (-1, 8)).transpose(1, 2) for p in x.split((48, 24, 24), -1)]
-    dy = tuple(rng.standard_normal(p.shape).astype("f4") for p in parts)
-    torch.autograd.backward(parts, [torch.from_numpy(d) for d in dy])
+    dy = tuple(rng.standard_normal(p.shape).astype(dtype) for p in parts)
+    torch.autograd.backward(parts, [as_torch(d) for d in dy])
     ctx = ck.split_qkv_forward(x.detach(), 6, 3, 8)[1]
-    assert_bits(ck.split_qkv_backward(dy, ctx).qkv, x.grad.numpy())
+    dqkv, = ck.split_qkv_backward(dy, ctx)
+    np.testing.assert_array_equal(bits(dqkv), x.grad.view(getattr(torch, f"int{8 * dtype.itemsize}")).numpy().view(f"u{dtype.itemsize}"))
 
 
 @pytest.mark.parametrize("name", ["heads_to_tokens", "tokens_to_heads"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_swap_matches_numpy_and_backward_undoes_it(isa, rng, name, size):
+def test_swap_matches_numpy_and_backward_undoes_it(isa, dtype, rng, name, size):
     batch, T, H, _, D = size
     shape = (*batch, H, T, D) if name == "heads_to_tokens" else (*batch, T, H, D)
-    x = any_bits(rng, *shape)
+    x = any_bits(rng, dtype, *shape)
     expected = swapped(x)
-    y, ctx = getattr(ck, name + "_forward")(x, out=unwritten(expected.shape))
+    y, ctx = getattr(ck, name + "_forward")(x, out=unwritten(expected.shape, dtype))
     assert_bits(y, expected)
     made = getattr(ck, name)(x)
     assert made.flags.c_contiguous
     assert_bits(made, expected)
-    dx, = getattr(ck, name + "_backward")(guarded(expected), ctx, out=Gradients(unwritten(shape)))
+    dx, = getattr(ck, name + "_backward")(guarded(expected), ctx, out=Gradients(unwritten(shape, dtype)))
     assert_bits(dx, x)
 
 
-def test_results_beyond_the_caches(isa, rng):
-    """They are written another way: 12 MB, rows that do and do not begin at a line."""
+def test_results_beyond_the_caches(isa, dtype, rng):
+    """They are written another way: 18 MB in and out, rows that do and do not begin at a line."""
     for D, shift in (64, 0), (64, 4), (65, 0):
-        H, G, T = 9, 3, 3200
-        qkv = rng.standard_normal((1, T, (H + 2 * G) * D), "f4")
-        assert qkv.nbytes > 8 << 20
-        out = [ck.empty(H * T * D + shift, "f4")[shift:].reshape(1, -1, T, D) for _ in range(1)] + [None, None]
+        H, G, T = 9, 3, 20000 // dtype.itemsize
+        qkv = any_bits(rng, dtype, 1, T, (H + 2 * G) * D)
+        assert qkv.nbytes > 16 << 20
+        out = [ck.empty(H * T * D + shift, dtype)[shift:].reshape(1, -1, T, D) for _ in range(1)] + [None, None]
         parts = ck.split_qkv(qkv, H, G, D, out=out)
         for part, expected in zip(parts, split_by_torch(qkv, H, G, D), strict=True):
             assert_bits(part, expected)
         assert_bits(ck.split_qkv_backward(parts, ck.split_qkv_forward(qkv[:, :1], H, G, D)[1]).qkv, qkv)
-        x = rng.standard_normal((1, 9, 5000, D), "f4")
+        x = any_bits(rng, dtype, 1, 9, 33000 // dtype.itemsize, D)
         y, ctx = ck.heads_to_tokens_forward(x)
         assert_bits(y, swapped(x))
         assert_bits(ck.tokens_to_heads(y), x)
         assert_bits(ck.heads_to_tokens_backward(y, ctx).x, x)
 
 
-def test_heads_are_the_same_for_any_number_of_threads(isa, rng):
-    qkv = any_bits(rng, 3, 301, (6 + 2 * 2) * 24)
+def test_heads_are_the_same_for_any_number_of_threads(isa, dtype, rng):
+    qkv = any_bits(rng, dtype, 3, 301, (6 + 2 * 2) * 24)
 
     def everything():
         (q, k, v), ctx = ck.split_qkv_forward(qkv, 6, 2, 24)
@@ -128,21 +133,21 @@ def test_heads_are_the_same_for_any_number_of_threads(isa, rng):
     assert item.tobytes() == alone[0][item.nbytes : 2 * item.nbytes]
 
 
-def test_heads_take_strided_views(isa, rng):
+def test_heads_take_strided_views(isa, dtype, rng):
     B, T, H, G, D = 2, 11, 6, 2, 20
-    whole = any_bits(rng, B, 2 * T, (H + 2 * G) * D + 3)
+    whole = any_bits(rng, dtype, B, 2 * T, (H + 2 * G) * D + 3)
     for qkv in whole[:, ::2, 3:], whole[:, T:, :-3][:, ::-1], np.broadcast_to(whole[:, :1, 3:], (B, T, (H + 2 * G) * D)):
         expected = split_by_torch(qkv, H, G, D)
         outs = [
-            [spaced(np.zeros((B, n, T, D), "f4")) for n in (H, G, G)],
-            [np.zeros((B, T, n, D), "f4").transpose(0, 2, 1, 3) for n in (H, G, G)],  # token-major
-            [np.zeros((n, B, T, D), "f4").transpose(1, 0, 2, 3)[:, ::-1] for n in (H, G, G)],
+            [spaced(np.zeros((B, n, T, D), dtype)) for n in (H, G, G)],
+            [np.zeros((B, T, n, D), dtype).transpose(0, 2, 1, 3) for n in (H, G, G)],  # token-major
+            [np.zeros((n, B, T, D), dtype).transpose(1, 0, 2, 3)[:, ::-1] for n in (H, G, G)],
         ]
         for out in outs:
             parts, ctx = ck.split_qkv_forward(qkv, H, G, D, out=out)
             for part, e in zip(parts, expected, strict=True):
                 assert_bits(part, e)
-            joined = spaced(np.zeros(qkv.shape, "f4"))
+            joined = spaced(np.zeros(qkv.shape, dtype))
             ck.split_qkv_backward(parts, ctx, out=SplitGradients(joined))
             assert_bits(joined, qkv)
             assert gaps_untouched(joined)
@@ -150,21 +155,21 @@ def test_heads_take_strided_views(isa, rng):
 
 
 @pytest.mark.parametrize("name", ["heads_to_tokens", "tokens_to_heads"])
-def test_swap_takes_strided_views(isa, rng, name):
+def test_swap_takes_strided_views(isa, dtype, rng, name):
     forward, backward = getattr(ck, name + "_forward"), getattr(ck, name + "_backward")
-    whole = any_bits(rng, 2, 5, 18, 21)
+    whole = any_bits(rng, dtype, 2, 5, 18, 21)
     for x in whole[..., 1:], whole.transpose(0, 2, 1, 3), whole[:, ::-1, ::2], whole.transpose(2, 1, 0, 3)[:3], whole[0]:
-        y, ctx = forward(x, out=spaced(np.zeros(swapped(x).shape, "f4")))
+        y, ctx = forward(x, out=spaced(np.zeros(swapped(x).shape, dtype)))
         assert_bits(y, swapped(x))
-        dx, = backward(y, ctx, out=Gradients(spaced(np.zeros(x.shape, "f4"))))
+        dx, = backward(y, ctx, out=Gradients(spaced(np.zeros(x.shape, dtype))))
         assert_bits(dx, x)
         assert gaps_untouched(y) and gaps_untouched(dx)
 
 
-def test_split_qkv_is_what_attention_takes(rng):
+def test_split_qkv_is_what_attention_takes(dtype, rng):
     """The same scores as from views of the projection."""
     B, T, H, G, D = 2, 7, 6, 3, 16
-    qkv = rng.standard_normal((B, T, (H + 2 * G) * D)).astype("f4")
+    qkv = rng.standard_normal((B, T, (H + 2 * G) * D)).astype(dtype)
     q, k, v = ck.split_qkv(qkv, H, G, D)
     views = [p.reshape(B, T, -1, D).transpose(0, 2, 1, 3) for p in np.split(qkv, [H * D, (H + G) * D], -1)]
     y = ck.attention(q, k, v, is_causal=True)
@@ -174,8 +179,8 @@ def test_split_qkv_is_what_attention_takes(rng):
 
 @pytest.mark.parametrize("B, T, H, G, D", [(0, 3, 2, 1, 4), (2, 0, 2, 1, 4), (2, 3, 0, 1, 4), (2, 3, 2, 0, 4),
                                            (2, 3, 2, 1, 0), (2, 3, 0, 0, 4), (0, 0, 0, 0, 0)])
-def test_heads_of_nothing(isa, B, T, H, G, D):
-    qkv = np.ones((B, T, (H + 2 * G) * D), "f4")
+def test_heads_of_nothing(isa, dtype, B, T, H, G, D):
+    qkv = np.ones((B, T, (H + 2 * G) * D), dtype)
     (q, k, v), ctx = ck.split_qkv_forward(qkv, H, G, D)
     assert q.shape == (B, H, T, D) and k.shape == v.shape == (B, G, T, D)
     assert (q == 1).all() and (k == 1).all() and (v == 1).all()

@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-/* Results of this size and more do not fit the caches: they are written past them, without being read first. */
-enum { STREAMED = 8 << 20 };
+/* A call that moves more than the caches hold writes its result past them (docs/decisions/0003-streaming-stores.md). */
+enum { STREAMED = 32 << 20 };
 
 /* n bytes: lines of 64 as they are, whatever the elements. */
 static inline void
@@ -83,7 +83,7 @@ CK_KERNEL(split_qkv_fwd)
 {
     const size_t H = (size_t)a->H, G = (size_t)a->G, width = (size_t)a->D * sizeof(elem), T = a->T;
     const size_t blocks = ck_heads_blocks(T);
-    const bool stream = a->B * T * a->C * sizeof(elem) >= STREAMED;
+    const bool stream = 2 * a->B * T * a->C * sizeof(elem) > STREAMED;
 
     for (size_t i = task.begin; i < task.end; i++) {
         const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);
@@ -99,7 +99,7 @@ CK_KERNEL(split_qkv_bwd)
 {
     const size_t H = (size_t)a->H, G = (size_t)a->G, width = (size_t)a->D * sizeof(elem), T = a->T;
     const size_t blocks = ck_heads_blocks(T);
-    const bool stream = a->B * T * (size_t)a->C * sizeof(elem) >= STREAMED;
+    const bool stream = 2 * a->B * T * (size_t)a->C * sizeof(elem) > STREAMED;
 
     for (size_t i = task.begin; i < task.end; i++) {
         const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);
@@ -116,7 +116,7 @@ static inline void
 swap(ck_task task, const ck_array *heads, const ck_array *tokens, bool to_tokens, size_t B, size_t H, size_t T, size_t D)
 {
     const size_t blocks = ck_heads_blocks(T), width = D * sizeof(elem);
-    const bool stream = B * H * T * width >= STREAMED;
+    const bool stream = 2 * B * H * T * width > STREAMED;
 
     for (size_t i = task.begin; i < task.end; i++) {
         const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);

@@ -1,6 +1,7 @@
 """Every op declared once for the comparisons; ``spec.py`` says what a declaration is."""
 
 from .attention import ATTENTION, LSE, SOFTMAX
+from .heads import HEADS
 from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
 from .products import LINEAR, MATMUL
 from .rotary import ROPE, ROPE_TABLE
@@ -12,7 +13,7 @@ __all__ = ["SPECS", "OpSpec", "Probe", "names"]
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
     EMBEDDING + RMS_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + LINEAR + MATMUL + SOFTMAX + ATTENTION
-    + LSE + SILU + SWIGLU + CROSS_ENTROPY + SGD
+    + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + SGD
 )  # fmt: skip
 
 
