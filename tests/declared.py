@@ -45,6 +45,7 @@ def array_of(parameter, rng, size, star, kinds):
     """Return an array that fits: ids and counts 0, other numbers between 0.5 and 1.5."""
     shape = []
     sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
+    sizes |= {"C": 3 * size * size} if parameter.name in ("qkv", "dqkv") else {}  # (H + 2G) * D
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
     if parameter.kind == "double" and parameter.written:
@@ -69,7 +70,8 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
     for p in declared:
         if p.shape is None:
             real = p.kind in ("float", "double") and not (absent and p.name == "momentum")  # which needs a buffer
-            result.append(0.5 if real else 0)
+            of_size = {"C": 3 * size * size} | SIZES if len(p.name) == 1 else {}  # an integer that is a size
+            result.append(0.5 if real else of_size.get(p.name.upper(), size) if of_size else 0)
         elif p.name in EXCLUDES.get(op, ()):
             result.append(None)
         elif p.written and p.optional and (absent or p.letters <= known):

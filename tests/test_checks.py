@@ -19,6 +19,7 @@ CALLS = {
     "l2_norm": (normal(3, 8),),
     "layer_norm": (normal(3, 8), normal(8), normal(8)),
     "kl_div": (normal(3, 8), np.abs(normal(3, 8))),
+    "heads_to_tokens": (normal(2, 3, 5, 4),),
     "linear": (normal(3, 8), normal(5, 8)),
     "log_softmax": (normal(3, 8),),
     "matmul": (normal(3, 8), normal(8, 5)),
@@ -29,7 +30,9 @@ CALLS = {
     "rope": (normal(3, 8), *ck.rope_table(np.arange(3), 8)),
     "silu": (normal(3, 8),),
     "softmax": (normal(3, 8),),
+    "split_qkv": (normal(2, 3, 16), 2, 1, 4),
     "swiglu": (normal(3, 8), normal(3, 8)),
+    "tokens_to_heads": (normal(2, 3, 5, 4),),
 }
 PARAMETERS = {"weight", "bias", "sinks"}
 
@@ -97,6 +100,7 @@ def test_a_gradient_of_what_forward_did_not_have_is_refused(op, field):
 
 
 @pytest.mark.parametrize("op", [op for op in CALLS if op not in ("add_rms_norm", "cross_entropy", "kl_div", "mse_loss")])
+@pytest.mark.parametrize("op", [op for op in CALLS if op not in ("add_rms_norm", "cross_entropy", "split_qkv")])
 def test_out_of_forward_must_be_an_array(op):
     for out in (True, [1.0], 1.0):
         with pytest.raises(TypeError, match=r"\(\): 'out' must be a NumPy array"):

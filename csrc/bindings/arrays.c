@@ -212,7 +212,7 @@ take_all(ck_call *call, PyObject *const *objects, char *args)
         if (ck_is_written(p))
             continue;
         if (!ck_is_array(p)) {
-            if (take_number(call, p, objects[i], field) < 0)
+            if (take_number(call, p, objects[i], field) < 0 || ck_take_size(call, i, field) < 0)
                 return -1;
         }
         else if (objects[i] == Py_None && ck_is_optional(p))

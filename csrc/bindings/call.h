@@ -43,6 +43,9 @@ int ck_take_shape(ck_call *call, int i, PyArrayObject *array);
 int ck_take_mask(ck_call *call, int i, PyArrayObject *array, ck_array *field);
 int ck_take_axes(const ck_call *call, int i, PyArrayObject *array, ck_array *field);
 
+/* Where parameter i is an INT named by one letter, that size is its value.  0, or -1. */
+int ck_take_size(ck_call *call, int i, const void *field);
+
 /* The shape that parameter i must have: how many axes, or -1 when no argument gives one. */
 int ck_expected_shape(const ck_call *call, int i, npy_intp *dims);
 

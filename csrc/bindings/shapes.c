@@ -227,6 +227,27 @@ ck_take_axes(const ck_call *call, int i, PyArrayObject *array, ck_array *field)
     return 0;
 }
 
+int
+ck_take_size(ck_call *call, int i, const void *field)
+{
+    const ck_param *p = &call->op->params[i];
+    if (p->kind != CK_INT || p->name[1] != '\0')
+        return 0;
+    const int letter = p->name[0] >= 'a' ? p->name[0] - 'a' : p->name[0] - 'A';
+    const int64_t n = *(const int64_t *)field;
+    char what[128];
+    if (n < 0)
+        snprintf(what, sizeof what, "must be 0 or more, not %lld", (long long)n);
+    else if (call->op->shapes[i].n != 0 && (size_t)n > call->size[call->op->shapes[i].axis[0].letter - 'A'])
+        snprintf(what, sizeof what, "must be 0 to %zu, not %lld", call->size[call->op->shapes[i].axis[0].letter - 'A'],
+                 (long long)n);
+    else {
+        call->known |= 1u << letter;
+        call->size[letter] = (size_t)n;
+        return 0;
+    }
+    return ck_refuse_param(PyExc_ValueError, call->op, p, what);
+}
 
 int
 ck_take_shape(ck_call *call, int i, PyArrayObject *array)

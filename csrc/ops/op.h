@@ -19,7 +19,8 @@
  * Kinds.  IN is read, OUT is written and overlaps nothing, OVER is written and may be an IN, whole: these are ck_array,
  * with strides.  INV and OUTV are the same as plain C-contiguous pointers (weights, statistics).  OPT_ before a kind:
  * may be absent.  MASK is an IN that broadcasts to its shape, boolean or elem.  REAL, INT and FLAG are numbers.
- * SIZE is filled in from the shapes.
+ * SIZE is filled in from the shapes.  An INT named by one letter is that size for the shapes that follow it, outputs
+ * included; the shape it is declared with is its largest value: _(INT, int64_t, k, "C") is a K of 0 to C.
  *
  * Shapes.  One letter is one size all over the call, "2K" is twice K, "R*" is any number of axes, and R their
  * product.  A shape without a star keeps its axes; one with a star has them merged as far as strides allow, and

@@ -11,6 +11,7 @@
 #include "ops/attention.h"
 #include "ops/glu.h"
 #include "ops/kl_div.h"
+#include "ops/heads.h"
 #include "ops/kv_cache.h"
 #include "ops/l2_norm.h"
 #include "ops/layer_norm.h"

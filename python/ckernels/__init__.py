@@ -24,6 +24,17 @@ from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
 from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
 from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
+from ckernels.ops.heads import (
+    heads_to_tokens,
+    heads_to_tokens_backward,
+    heads_to_tokens_forward,
+    split_qkv,
+    split_qkv_backward,
+    split_qkv_forward,
+    tokens_to_heads,
+    tokens_to_heads_backward,
+    tokens_to_heads_forward,
+)
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
@@ -69,6 +80,9 @@ __all__ = [
     "rope", "rope_forward", "rope_backward", "rope_table", "mrope", "mrope_forward", "mrope_backward",
     "softmax", "softmax_forward", "softmax_backward",
     "log_softmax", "log_softmax_forward", "log_softmax_backward",
+    "split_qkv", "split_qkv_forward", "split_qkv_backward",
+    "heads_to_tokens", "heads_to_tokens_forward", "heads_to_tokens_backward",
+    "tokens_to_heads", "tokens_to_heads_forward", "tokens_to_heads_backward",
 ]
 
 _LAZY = ("io", "kv", "models", "nn", "optim", "parity")

@@ -2,6 +2,7 @@
 
 from .attention import ATTENTION, LSE, SOFTMAX
 from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
+from .heads import HEADS
 from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
 from .products import LINEAR, MATMUL
 from .rotary import ROPE, ROPE_TABLE
@@ -15,6 +16,8 @@ SPECS = tuple(
     EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + QK_NORM_ROPE
     + LINEAR + MATMUL + SOFTMAX + ATTENTION
     + LSE + SILU + SWIGLU + CROSS_ENTROPY + SGD
+    EMBEDDING + RMS_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + LINEAR + MATMUL + SOFTMAX + ATTENTION
+    + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + SGD
 )  # fmt: skip
 
 

@@ -1,0 +1,147 @@
+#include "kernels/kernel.h"
+#include "ops/heads.h"
+#include "simd/words.h"
+
+#include <string.h>
+
+/* A call that moves more than the caches hold writes its result past them (docs/decisions/0003-streaming-stores.md). */
+enum { STREAMED = 32 << 20 };
+
+/* n bytes: lines of 64 as they are, whatever the elements. */
+static inline void
+copy(char *to, const char *from, size_t n, bool stream)
+{
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        v16 line;
+        memcpy(&line, from + i, 64);
+        if (stream)
+            v16_stream_f32((float *)(void *)(to + i), line, 16);
+        else
+            memcpy(to + i, &line, 64);
+    }
+    if (i < n)
+        memcpy(to + i, from + i, n - i);
+}
+
+/* Where the rows of an item of the batch lie from token t on: row (h, t + i) at + h * head + i * token. */
+typedef struct {
+    char *at;
+    ptrdiff_t head, token;
+} rows;
+
+/* In [B,H,T,D]. */
+static inline rows
+by_head(const ck_array *x, size_t b, size_t t, size_t H, size_t T)
+{
+    if (H == 0)
+        return (rows){NULL, 0, 0};
+    const size_t r = b * H * T + t;
+    char *at = ck_row(x, r);
+    return (rows){at, H > 1 ? (char *)ck_row(x, r + T) - at : 0, t + 1 < T ? (char *)ck_row(x, r + 1) - at : 0};
+}
+
+/* In [B,T,H,D]. */
+static inline rows
+by_token(const ck_array *x, size_t b, size_t t, size_t H, size_t T)
+{
+    if (H == 0)
+        return (rows){NULL, 0, 0};
+    const size_t r = (b * T + t) * H;
+    char *at = ck_row(x, r);
+    return (rows){at, H > 1 ? (char *)ck_row(x, r + 1) - at : 0, t + 1 < T ? (char *)ck_row(x, r + H) - at : 0};
+}
+
+/* In [B,T,C]: heads are `width` bytes apart. */
+static inline rows
+by_column(const ck_array *x, size_t b, size_t t, size_t T, size_t width)
+{
+    char *at = ck_row(x, b * T + t);
+    return (rows){at, (ptrdiff_t)width, t + 1 < T ? (char *)ck_row(x, b * T + t + 1) - at : 0};
+}
+
+/* n rows of `width` bytes of each head. */
+static inline void
+move(rows to, rows from, size_t heads, size_t n, size_t width, bool stream)
+{
+    for (size_t h = 0; h < heads; h++)
+        for (size_t i = 0; i < n; i++)
+            copy(to.at + (ptrdiff_t)h * to.head + (ptrdiff_t)i * to.token,
+                 from.at + (ptrdiff_t)h * from.head + (ptrdiff_t)i * from.token, width, stream);
+}
+
+static inline rows
+beyond(rows x, size_t heads)
+{
+    x.at += (ptrdiff_t)heads * x.head;
+    return x;
+}
+
+static inline size_t left_of(size_t t, size_t T) { return T - t < CK_HEADS_T ? T - t : CK_HEADS_T; }
+
+CK_KERNEL(split_qkv_fwd)
+{
+    const size_t H = (size_t)a->H, G = (size_t)a->G, width = (size_t)a->D * sizeof(elem), T = a->T;
+    const size_t blocks = ck_heads_blocks(T);
+    const bool stream = 2 * a->B * T * a->C * sizeof(elem) > STREAMED;
+
+    for (size_t i = task.begin; i < task.end; i++) {
+        const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);
+        const rows qkv = by_column(&a->qkv, b, t, T, width);
+        move(by_head(&a->q, b, t, H, T), qkv, H, n, width, stream);
+        move(by_head(&a->k, b, t, G, T), beyond(qkv, H), G, n, width, stream);
+        move(by_head(&a->v, b, t, G, T), beyond(qkv, H + G), G, n, width, stream);
+    }
+    ck_stream_end();
+}
+
+CK_KERNEL(split_qkv_bwd)
+{
+    const size_t H = (size_t)a->H, G = (size_t)a->G, width = (size_t)a->D * sizeof(elem), T = a->T;
+    const size_t blocks = ck_heads_blocks(T);
+    const bool stream = 2 * a->B * T * (size_t)a->C * sizeof(elem) > STREAMED;
+
+    for (size_t i = task.begin; i < task.end; i++) {
+        const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);
+        const rows dqkv = by_column(&a->dqkv, b, t, T, width);
+        move(dqkv, by_head(&a->dq, b, t, H, T), H, n, width, stream);
+        move(beyond(dqkv, H), by_head(&a->dk, b, t, G, T), G, n, width, stream);
+        move(beyond(dqkv, H + G), by_head(&a->dv, b, t, G, T), G, n, width, stream);
+    }
+    ck_stream_end();
+}
+
+/* The items of a task, between heads [B,H,T,D] and tokens [B,T,H,D]. */
+static inline void
+swap(ck_task task, const ck_array *heads, const ck_array *tokens, bool to_tokens, size_t B, size_t H, size_t T, size_t D)
+{
+    const size_t blocks = ck_heads_blocks(T), width = D * sizeof(elem);
+    const bool stream = 2 * B * H * T * width > STREAMED;
+
+    for (size_t i = task.begin; i < task.end; i++) {
+        const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);
+        const rows x = by_head(heads, b, t, H, T), y = by_token(tokens, b, t, H, T);
+        move(to_tokens ? y : x, to_tokens ? x : y, H, n, width, stream);
+    }
+    ck_stream_end();
+}
+
+CK_KERNEL(heads_to_tokens_fwd)
+{
+    swap(task, &a->x, &a->y, true, a->B, a->H, a->T, a->D);
+}
+
+CK_KERNEL(heads_to_tokens_bwd)
+{
+    swap(task, &a->dx, &a->dy, false, a->B, a->H, a->T, a->D);
+}
+
+CK_KERNEL(tokens_to_heads_fwd)
+{
+    swap(task, &a->y, &a->x, false, a->B, a->H, a->T, a->D);
+}
+
+CK_KERNEL(tokens_to_heads_bwd)
+{
+    swap(task, &a->dy, &a->dx, true, a->B, a->H, a->T, a->D);
+}
