@@ -74,7 +74,7 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
         elif p.name in EXCLUDES.get(op, ()):
             result.append(None)
         elif p.listed:
-            result.append(None if p.optional and absent else [array_of(p, rng, size, star)])
+            result.append(None if p.optional and absent else [array_of(p, rng, size, star, kinds)])
         elif p.written and p.optional and (absent or p.letters <= known):
             result.append(None if absent else True)
         elif p.written:

@@ -201,7 +201,7 @@ SGD = ck.optim.SGD
 REFUSALS = [
     (TypeError, r"SGD\(\): 'params' must be a dict or a list", lambda: SGD(P)),
     (TypeError, r"SGD\(\): 'params'\[0\] must be an array, not float", lambda: SGD([1.0])),
-    (TypeError, r"SGD\(\): 'params'\['w'\] must be float32, not float64", lambda: SGD({"w": P.astype("f8")})),
+    (TypeError, r"SGD\(\): 'params'\['w'\] must be float32, float16 or bfloat16, not float64", lambda: SGD({"w": P.astype("f8")})),
     (ValueError, r"SGD\(\): 'params'\['w'\] is written, but read-only", lambda: SGD({"w": READ_ONLY})),
     (ValueError, r"SGD\(\): 'params'\[0\] must be contiguous along its last axis", lambda: SGD([P[:, ::2]])),
     (ValueError, r"SGD\(\): 'params' holds the same array twice", lambda: SGD([P, P])),

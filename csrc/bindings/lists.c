@@ -60,13 +60,13 @@ take_tuples(ck_call *call, PyObject *const *objects)
     return first;
 }
 
-/* Member j of the lists that are (not) written. */
+/* Member j of every list, in the order of the declaration: the first says what the others must fit. */
 static int
-take_members(ck_call *call, PyObject *const *tuples, char *args, size_t j, bool written)
+take_members(ck_call *call, PyObject *const *tuples, char *args, size_t j)
 {
     const ck_op *op = call->op;
     for (int i = 0; i < op->n_given; i++) {
-        if (tuples[i] == NULL || ck_is_written(&op->params[i]) != written)
+        if (tuples[i] == NULL)
             continue;
         ck_array *const arrays = *(ck_array **)(args + op->params[i].offset);
         PyObject *const list = call->object[i];
@@ -118,9 +118,7 @@ take_each(ck_call *call, PyObject *const *tuples, char *args)
     const ck_op *op = call->op;
     for (size_t j = 0; j < call->n_members; j++) {
         call->known = 0;
-        int status = take_members(call, tuples, args, j, false);
-        if (status == 0)
-            status = take_members(call, tuples, args, j, true);
+        const int status = take_members(call, tuples, args, j);
         for (int i = 0; i < op->n_given; i++) {
             if (tuples[i] != NULL) {
                 call->member[(size_t)i * call->n_members + j] = call->array[i];

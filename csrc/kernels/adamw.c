@@ -10,15 +10,17 @@ typedef struct {
 } factors;
 
 typedef struct {
-    elem *param, *zeroed;
-    const elem *grad;
+    elem *param;
+    const void *grad; /* elem, or float where `wide` */
+    void *zeroed;
     float *avg, *sq, *peak;
 } pointers;
 
 static inline __attribute__((always_inline)) void
-update(pointers x, size_t c, size_t n, const factors *f)
+update(pointers x, size_t c, size_t n, bool wide, const factors *f)
 {
-    const v16 p = v16_mul(v16_load(x.param + c, n), f->keep), g = v16_mul(v16_load(x.grad + c, n), f->scale);
+    const v16 p = v16_mul(v16_load(x.param + c, n), f->keep);
+    const v16 g = v16_mul(wide ? v16_load_f32((const float *)x.grad + c, n) : v16_load((const elem *)x.grad + c, n), f->scale);
     const v16 before = v16_load_f32(x.avg + c, n);
     const v16 m = v16_fma(f->blend, v16_sub(g, before), f->from_grad ? g : before);
     const v16 v = v16_fma(v16_mul(f->fresh, g), g, v16_mul(f->old, v16_load_f32(x.sq + c, n)));
@@ -32,30 +34,37 @@ update(pointers x, size_t c, size_t n, const factors *f)
     v16_store_f32(x.avg + c, m, n);
     v16_store_f32(x.sq + c, v, n);
     v16_store(x.param + c, v16_fma(f->step, v16_div(m, d), p), n);
-    if (x.zeroed != NULL)
-        v16_store(x.zeroed + c, v16_zero(), n);
+    if (x.zeroed != NULL && wide)
+        v16_store_f32((float *)x.zeroed + c, v16_zero(), n);
+    else if (x.zeroed != NULL)
+        v16_store((elem *)x.zeroed + c, v16_zero(), n);
 }
 
-/* `x.peak` and `x.zeroed` are NULL or not as far as the compiler knows, too: one loop for each case. */
 static inline __attribute__((always_inline)) void
-update_all(pointers x, size_t n, const factors *f)
+update_all(pointers x, size_t n, bool wide, const factors *f)
 {
     size_t c = 0;
     for (; c + 16 <= n; c += 16)
-        update(x, c, 16, f);
+        update(x, c, 16, wide, f);
     if (c < n)
-        update(x, c, n - c, f);
+        update(x, c, n - c, wide, f);
 }
 
+/* A loop for what everybody uses, which knows that these are NULL; one for the rest. */
 static void
-update_piece(pointers x, size_t n, const factors *f)
+update_piece(pointers x, size_t n, bool wide, const factors *given)
 {
-    if (x.peak == NULL && x.zeroed == NULL) {
-        x.peak = NULL, x.zeroed = NULL;
-        update_all(x, n, f);
+    factors f = *given;
+    if (CK_IS_FLOAT)
+        wide = false;
+    if (x.peak == NULL && x.zeroed == NULL && !f.from_grad && !wide) {
+        x.peak = NULL, x.zeroed = NULL, f.from_grad = false;
+        update_all(x, n, false, &f);
     }
+    else if (wide)
+        update_all(x, n, true, &f);
     else
-        update_all(x, n, f);
+        update_all(x, n, false, &f);
 }
 
 CK_KERNEL(adamw_step)
@@ -67,16 +76,11 @@ CK_KERNEL(adamw_step)
         .fresh = v16_splat((float)(1 - a->beta2)), .eps = v16_splat((float)a->eps), .from_grad = blend >= 0.5,
     };
     for (ck_piece at = ck_first_piece(task, a->start, a->R, a->C); at.n != 0; at = ck_next_piece(at, a->R, a->C)) {
-        const size_t j = at.tensor, r = at.row, c = at.column;
-        f.step = v16_splat((float)-a->factor[2 * j]);
-        f.root = v16_splat((float)a->factor[2 * j + 1]);
-        update_piece((pointers){
-            .param = (elem *)ck_row(&a->params[j], r) + c,
-            .grad = (const elem *)ck_row(&a->grads[j], r) + c,
-            .avg = (float *)ck_row(&a->exp_avg[j], r) + c,
-            .sq = (float *)ck_row(&a->exp_avg_sq[j], r) + c,
-            .peak = a->max_exp_avg_sq != NULL ? (float *)ck_row(&a->max_exp_avg_sq[j], r) + c : NULL,
-            .zeroed = a->zeroed != NULL ? (elem *)ck_row(&a->zeroed[j], r) + c : NULL,
-        }, at.n, &f);
+        const pointers x = {.param = ck_piece_of(a->params, at), .grad = ck_piece_of(a->grads, at),
+                            .zeroed = ck_piece_of(a->zeroed, at), .avg = ck_piece_of(a->exp_avg, at),
+                            .sq = ck_piece_of(a->exp_avg_sq, at), .peak = ck_piece_of(a->max_exp_avg_sq, at)};
+        f.step = v16_splat((float)-a->factor[2 * at.tensor]);
+        f.root = v16_splat((float)a->factor[2 * at.tensor + 1]);
+        update_piece(x, at.n, a->grads[at.tensor].width == sizeof(float), &f);
     }
 }

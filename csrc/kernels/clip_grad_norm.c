@@ -31,7 +31,7 @@ CK_KERNEL(sum_of_squares)
     size_t tensor = 0;
 
     for (ck_piece at = ck_first_piece(task, a->start, a->R, a->C); at.n != 0; at = ck_next_piece(at, a->R, a->C)) {
-        const elem *x = (const elem *)ck_row(&a->grads[at.tensor], at.row) + at.column;
+        const elem *x = ck_piece_of(a->grads, at);
         const size_t first = (at.row * a->C[at.tensor] + at.column) % 16;
         float wide[16];
         size_t c = 0;
@@ -61,7 +61,7 @@ CK_KERNEL(grad_scale)
 {
     const v16 scale = v16_splat((float)a->scale);
     for (ck_piece at = ck_first_piece(task, a->start, a->R, a->C); at.n != 0; at = ck_next_piece(at, a->R, a->C)) {
-        elem *x = (elem *)ck_row(&a->grads[at.tensor], at.row) + at.column;
+        elem *x = ck_piece_of(a->grads, at);
         size_t c = 0;
         for (; c + 16 <= at.n; c += 16)
             v16_store(x + c, v16_mul(v16_load(x + c, 16), scale), 16);

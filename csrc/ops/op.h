@@ -23,7 +23,8 @@
  *
  * Lists.  LIST_IN, LIST_OUT, OPT_LIST_OUT and OPT_LIST_OVER are lists of arrays, all of one length: N ck_arrays in a
  * row, NULL where absent.  Member j of each list fits the shape with sizes of its own: SIZES are N of them, one a
- * member.  An OPT_LIST_OVER may be a LIST_IN, member by member.  OWN is what the op fills in for its kernels.
+ * member.  An OPT_LIST_OVER may be a LIST_IN, member by member.  A list of `weight` goes to kernels as it is: .width
+ * tells, member by member.  OWN is what the op fills in for its kernels.
  *
  * Shapes.  One letter is one size all over the call, "2K" is twice K, "R*" is any number of axes, and R their
  * product.  A shape without a star keeps its axes; one with a star has them merged as far as strides allow, and

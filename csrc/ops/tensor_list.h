@@ -7,7 +7,7 @@
  * tensor, or many small ones.  A kernel walks its share as pieces of rows:
  *
  *     for (ck_piece p = ck_first_piece(task, a->start, a->R, a->C); p.n != 0; p = ck_next_piece(p, a->R, a->C)) {
- *         const elem *x = (const elem *)ck_row(&a->x[p.tensor], p.row) + p.column;    // p.n elements
+ *         const elem *x = ck_piece_of(a->x, p);    // p.n elements
  */
 #include "ops/elementwise.h"
 #include "ops/op.h"
@@ -51,6 +51,13 @@ static inline ck_piece
 ck_next_piece(ck_piece p, const size_t *R, const size_t *C)
 {
     return ck_piece_at(p.tensor, p.row * C[p.tensor] + p.column + p.n, p.left - p.n, R, C);
+}
+
+/* Where a piece of an array of a list begins; NULL where the list is absent. */
+static inline void *
+ck_piece_of(const ck_array *list, ck_piece p)
+{
+    return list != NULL ? (char *)ck_row(&list[p.tensor], p.row) + p.column * list[p.tensor].width : NULL;
 }
 
 /*

@@ -1,6 +1,13 @@
 #include "reference/reference.h"
 #include "ops/adamw.h"
 
+static double
+get_grad(const ck_array *grads, size_t r, size_t c) /* of elem or float */
+{
+    const void *row = ck_row(grads, r);
+    return grads->width == sizeof(float) ? ((const float *)row)[c] : get((const elem *)row + c);
+}
+
 CK_KERNEL(adamw_step)
 {
     for (size_t i = task.begin, j = 0; i < task.end; i++) {
@@ -13,7 +20,7 @@ CK_KERNEL(adamw_step)
         elem *param = (elem *)ck_row(&a->params[j], r) + c;
         float *avg = (float *)ck_row(&a->exp_avg[j], r) + c, *sq = (float *)ck_row(&a->exp_avg_sq[j], r) + c;
         const double t = a->step[j], p = get(param);
-        const double g = (a->maximize ? -a->scale : a->scale) * get((const elem *)ck_row(&a->grads[j], r) + c);
+        const double g = (a->maximize ? -a->scale : a->scale) * get_grad(&a->grads[j], r, c);
         const double m = a->beta1 * *avg + (1 - a->beta1) * g, v = a->beta2 * *sq + (1 - a->beta2) * g * g;
         double u = v;
         if (a->max_exp_avg_sq != NULL) {
@@ -28,6 +35,6 @@ CK_KERNEL(adamw_step)
         *sq = (float)v;
         set(param, decayed - a->lr * m_hat / (sqrt(u_hat) + a->eps));
         if (a->zeroed != NULL)
-            set((elem *)ck_row(&a->zeroed[j], r) + c, 0);
+            memset((char *)ck_row(&a->zeroed[j], r) + c * a->zeroed[j].width, 0, a->zeroed[j].width);
     }
 }

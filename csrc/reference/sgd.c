@@ -1,6 +1,13 @@
 #include "reference/reference.h"
 #include "ops/sgd.h"
 
+static double
+get_grad(const ck_array *grads, size_t r, size_t c) /* of elem or float */
+{
+    const void *row = ck_row(grads, r);
+    return grads->width == sizeof(float) ? ((const float *)row)[c] : get((const elem *)row + c);
+}
+
 CK_KERNEL(sgd_step)
 {
     for (size_t i = task.begin, j = 0; i < task.end; i++) {
@@ -11,7 +18,7 @@ CK_KERNEL(sgd_step)
             continue;
         const size_t r = element / a->C[j], c = element % a->C[j];
         elem *param = (elem *)ck_row(&a->params[j], r) + c;
-        double g = a->scale * get((const elem *)ck_row(&a->grads[j], r) + c);
+        double g = a->scale * get_grad(&a->grads[j], r, c);
         if (a->maximize)
             g = -g;
         if (a->weight_decay != 0)
@@ -24,6 +31,6 @@ CK_KERNEL(sgd_step)
         }
         set(param, get(param) - a->lr * g);
         if (a->zeroed != NULL)
-            set((elem *)ck_row(&a->zeroed[j], r) + c, 0);
+            memset((char *)ck_row(&a->zeroed[j], r) + c * a->zeroed[j].width, 0, a->zeroed[j].width);
     }
 }
