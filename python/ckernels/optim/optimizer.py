@@ -120,7 +120,7 @@ class Optimizer:
                 "grads": [rows(present[i]) for i in some], "zero": zero_grads, "scale": 1.0,
                 "state": [{**self.state.get(i, {}), **lacking[i]} for i in some],
             })
-        for batch in todo if len(todo) > 1 else ():  # nothing is updated if one of them is refused
+        for batch in todo if len(todo) > 1 or max_norm is not None else ():  # all of them, before one is updated
             self._update(where, batch, check=True)
         norm = None
         if max_norm is not None:
@@ -193,4 +193,6 @@ class Optimizer:
                              f"not {shape}")
         if dtype_of(value) == "bfloat16" and hasattr(value, "float"):  # a tensor that NumPy cannot read
             value = value.float()
+        if name == "step":
+            number(f"{where}: state of {self._keys[i]!r}", name, float(value), 0)
         return np.array(np.asarray(value), np.float32, order="C")
