@@ -9,7 +9,7 @@ from ckernels import _ck
 from native import ROOT
 
 OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
-LINE = re.compile(r"^ {4}(\w+): (?:bool or )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
+LINE = re.compile(r"^ {4}(\w+): (?:bool or |(list) of )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
 ARRAYS = {"float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64}
 SIZES = {"K": 8}  # half of the others: rope has K pairs of D = 2K channels
 # What excludes other arguments, left out of a full call: a layer that writes to a cache captures no scores.
@@ -24,6 +24,7 @@ class Parameter(NamedTuple):
     shape: str | None
     written: bool
     optional: bool
+    listed: bool = False
 
     @property
     def letters(self):
@@ -34,7 +35,7 @@ class Parameter(NamedTuple):
 def parameters(op):
     """Return the parameters of ``op``, in order, from its docstring."""
     found = [
-        Parameter(m[1], m[2], m[3], "written" in m[4], "or None" in m[4] or "not wanted" in m[4])
+        Parameter(m[1], m[3], m[4], "written" in m[5], "or None" in m[5] or "not wanted" in m[5], m[2] is not None)
         for m in LINE.finditer(getattr(_ck, op).__doc__)
     ]
     assert found, f"{op} has no declaration in its docstring"
@@ -48,8 +49,8 @@ def array_of(parameter, rng, size, star, kinds):
     sizes |= {"C": 3 * size * size} if parameter.name in ("qkv", "dqkv") else {}  # (H + 2G) * D
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
-    if parameter.kind == "double" and parameter.written:
-        shape = [1]  # a total
+    if parameter.kind == "double" and (parameter.written or parameter.listed):
+        return np.ones(1)  # a total, or the number of a step
     array = np.zeros(shape, kinds[parameter.kind])
     if parameter.kind in ("elem", "weight", "float"):
         array[...] = rng.uniform(0.5, 1.5, array.shape)
@@ -74,6 +75,8 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
             result.append(0.5 if real else of_size.get(p.name.upper(), size) if of_size else 0)
         elif p.name in EXCLUDES.get(op, ()):
             result.append(None)
+        elif p.listed:
+            result.append(None if p.optional and absent else [array_of(p, rng, size, star, kinds)])
         elif p.written and p.optional and (absent or p.letters <= known):
             result.append(None if absent else True)
         elif p.written:

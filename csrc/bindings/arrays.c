@@ -92,8 +92,8 @@ as_array(const ck_call *call, const ck_param *p, PyObject *object)
     return NULL;
 }
 
-static int
-take_array(ck_call *call, int i, PyObject *object, void *field)
+int
+ck_take_array(ck_call *call, int i, PyObject *object, void *field)
 {
     const ck_param *p = &call->op->params[i];
 
@@ -133,7 +133,7 @@ make_array(ck_call *call, int i, void *field)
         }
         return -1;
     }
-    const int taken = take_array(call, i, array, field);
+    const int taken = ck_take_array(call, i, array, field);
     Py_DECREF(array);
     return taken;
 }
@@ -206,10 +206,12 @@ static int
 take_all(ck_call *call, PyObject *const *objects, char *args)
 {
     const ck_op *op = call->op;
+    if (ck_take_lists(call, objects, args) < 0)
+        return -1;
     for (int i = 0; i < op->n_given; i++) {
         const ck_param *p = &op->params[i];
         void *field = args + p->offset;
-        if (ck_is_written(p))
+        if (ck_is_written(p) || ck_is_list(p))
             continue;
         if (!ck_is_array(p)) {
             if (take_number(call, p, objects[i], field) < 0 || ck_take_size(call, i, field) < 0)
@@ -217,22 +219,23 @@ take_all(ck_call *call, PyObject *const *objects, char *args)
         }
         else if (objects[i] == Py_None && ck_is_optional(p))
             set_absent(p, field);
-        else if (take_array(call, i, objects[i], field) < 0)
+        else if (ck_take_array(call, i, objects[i], field) < 0)
             return -1;
     }
     for (int i = 0; i < op->n_given; i++) {
         const ck_param *p = &op->params[i];
         void *field = args + p->offset;
-        if (!ck_is_written(p))
+        if (!ck_is_written(p) || ck_is_list(p))
             continue;
         if (objects[i] == Py_None && ck_is_optional(p))
             set_absent(p, field);
-        else if ((wants_new(p, objects[i]) ? make_array(call, i, field) : take_array(call, i, objects[i], field)) < 0)
+        else if ((wants_new(p, objects[i]) ? make_array(call, i, field) : ck_take_array(call, i, objects[i], field)) < 0)
             return -1;
     }
     for (int i = op->n_given; i < op->n_params; i++)
-        *(size_t *)(args + op->params[i].offset) = call->size[op->params[i].name[0] - 'A'];
-    return ck_refuse_overlap(call);
+        if (op->params[i].kind == CK_SIZE)
+            *(size_t *)(args + op->params[i].offset) = call->size[op->params[i].name[0] - 'A'];
+    return ck_refuse_overlap(call) < 0 ? -1 : ck_refuse_overlap_of_lists(call);
 }
 
 int
@@ -245,6 +248,9 @@ ck_call_begin(ck_call *call, const ck_op *op, PyObject *const *objects, Py_ssize
     memset(call->object, 0, (size_t)op->n_given * sizeof *call->object);
     memset(call->array, 0, (size_t)op->n_given * sizeof *call->array);
     memset(call->size, 0, sizeof call->size);
+    call->n_members = 0;
+    call->member = NULL;
+    call->list_room = NULL;
     if (n != op->n_given) {
         PyErr_Format(PyExc_TypeError, "%s() takes %d arguments, %zd given", op->name, op->n_given, n);
         return -1;
@@ -275,6 +281,7 @@ ck_call_result(ck_call *call)
 void
 ck_call_end(ck_call *call)
 {
+    ck_drop_lists(call);
     for (int i = 0; i < call->op->n_given; i++) {
         Py_XDECREF(call->object[i]);
         Py_XDECREF(call->array[i]);

@@ -43,7 +43,10 @@ typedef struct {
     int star_of[26];               /* the parameter that said what "R*" is */
     bool has_dtype;
     ck_dtype dtype;
-    PyObject *object[CK_MAX_PARAMS], *array[CK_MAX_PARAMS]; /* owned; NULL where absent */
+    PyObject *object[CK_MAX_PARAMS], *array[CK_MAX_PARAMS]; /* owned; NULL where absent; of a list, the list alone */
+    size_t n_members;              /* of each list */
+    PyObject **member;             /* owned: parameter i's array j at [i * n_members + j]; NULL without lists */
+    void *list_room;               /* what the op sees of them */
 } ck_call;
 
 /* These return 0, or -1 with a Python exception set. */

@@ -17,16 +17,31 @@ ck_is_array(const ck_param *p)
 }
 
 static inline bool
+ck_is_list(const ck_param *p)
+{
+    return p->kind >= CK_LIST_IN && p->kind <= CK_OPT_LIST_OVER;
+}
+
+static inline bool
 ck_is_optional(const ck_param *p)
 {
-    return p->kind == CK_OPT_IN || p->kind == CK_OPT_OUT || p->kind == CK_OPT_INV || p->kind == CK_OPT_OUTV || p->kind == CK_MASK;
+    return p->kind == CK_OPT_IN || p->kind == CK_OPT_OUT || p->kind == CK_OPT_INV || p->kind == CK_OPT_OUTV || p->kind == CK_MASK
+           || p->kind == CK_OPT_LIST_OUT || p->kind == CK_OPT_LIST_OVER;
 }
 
 static inline bool
 ck_is_written(const ck_param *p)
 {
-    return p->kind == CK_OUT || p->kind == CK_OVER || p->kind == CK_OPT_OUT || p->kind == CK_OUTV || p->kind == CK_OPT_OUTV;
+    return p->kind == CK_OUT || p->kind == CK_OVER || p->kind == CK_OPT_OUT || p->kind == CK_OUTV || p->kind == CK_OPT_OUTV
+           || (ck_is_list(p) && p->kind != CK_LIST_IN);
 }
+
+/* arrays.c: one array for parameter i, into its field; 0, or -1. */
+int ck_take_array(ck_call *call, int i, PyObject *object, void *field);
+
+/* lists.c: the lists of a call and the sizes of their members; 0, or -1. */
+int ck_take_lists(ck_call *call, PyObject *const *objects, char *args);
+void ck_drop_lists(ck_call *call);
 
 /* What the user calls a parameter: outputs are given as out=, gradients as fields of it, and of a loss there is one. */
 const char *ck_called(const ck_op *op, const ck_param *p, char *buffer, size_t n);
@@ -53,4 +68,5 @@ int ck_expected_shape(const ck_call *call, int i, npy_intp *dims);
 int ck_overlap_init(void);                     /* 0, or -1 */
 bool ck_overlaps_itself(PyArrayObject *array); /* elements of it share memory with each other */
 int ck_refuse_overlap(const ck_call *call);    /* 0, or -1 */
+int ck_refuse_overlap_of_lists(const ck_call *call);
 #endif

@@ -62,10 +62,16 @@ call_op(const ck_op *op, PyObject *const *objects, Py_ssize_t n)
 #define CK_ARG_OUTV CK_ARG_IN
 #define CK_ARG_OPT_INV CK_ARG_IN
 #define CK_ARG_OPT_OUTV CK_ARG_IN
+#define CK_ARG_LIST_IN CK_ARG_IN
+#define CK_ARG_LIST_OUT CK_ARG_IN
+#define CK_ARG_OPT_LIST_OUT CK_ARG_IN
+#define CK_ARG_OPT_LIST_OVER CK_ARG_IN
 #define CK_ARG_REAL CK_ARG_IN
 #define CK_ARG_INT CK_ARG_IN
 #define CK_ARG_FLAG CK_ARG_IN
 #define CK_ARG_SIZE(name)
+#define CK_ARG_SIZES CK_ARG_SIZE
+#define CK_ARG_OWN CK_ARG_SIZE
 #define CK_ARG(kind, type, name, shape) CK_ARG_##kind(#name)
 #define CK_LINE_IN(type, name, shape) "    " name ": " type " [" shape "]\n"
 #define CK_LINE_OUT(type, name, shape) "    " name ": " type " [" shape "], written; None: a new one\n"
@@ -77,10 +83,16 @@ call_op(const ck_op *op, PyObject *const *objects, Py_ssize_t n)
 #define CK_LINE_OUTV CK_LINE_OUT
 #define CK_LINE_OPT_INV CK_LINE_OPT_IN
 #define CK_LINE_OPT_OUTV CK_LINE_OPT_OUT
+#define CK_LINE_LIST_IN(type, name, shape) "    " name ": list of " type " [" shape "]\n"
+#define CK_LINE_LIST_OUT(type, name, shape) "    " name ": list of " type " [" shape "], written\n"
+#define CK_LINE_OPT_LIST_OUT(type, name, shape) "    " name ": list of " type " [" shape "], written; None: not wanted\n"
+#define CK_LINE_OPT_LIST_OVER CK_LINE_OPT_LIST_OUT
 #define CK_LINE_REAL(type, name, shape) "    " name ": float\n"
 #define CK_LINE_INT(type, name, shape) "    " name ": int\n"
 #define CK_LINE_FLAG(type, name, shape) "    " name ": bool\n"
 #define CK_LINE_SIZE(type, name, shape)
+#define CK_LINE_SIZES CK_LINE_SIZE
+#define CK_LINE_OWN CK_LINE_SIZE
 #define CK_LINE(kind, type, name, shape) CK_LINE_##kind(#type, #name, shape)
 
 #define CK_OP(op, called)                                                                               \

@@ -2,6 +2,7 @@
 #include "bindings/call.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static PyObject *shares_memory; /* numpy.shares_memory */
 
@@ -121,3 +122,74 @@ ck_refuse_overlap(const ck_call *call)
     return 0;
 }
 
+
+/* ---- lists ---- */
+
+typedef struct {
+    extent bytes;
+    int i;    /* parameter */
+    size_t j; /* member */
+} placed;
+
+static int
+by_address(const void *x, const void *y)
+{
+    const placed *a = x, *b = y;
+    return a->bytes.low < b->bytes.low ? -1 : a->bytes.low > b->bytes.low;
+}
+
+/* Whether two members may share memory: both are read, or one is written over the whole of the other as declared. */
+static bool
+may_share(const ck_call *call, const placed *a, const placed *b, PyArrayObject *x, PyArrayObject *y)
+{
+    const ck_kind p = call->op->params[a->i].kind, q = call->op->params[b->i].kind;
+    if (p == CK_LIST_IN && q == CK_LIST_IN)
+        return true;
+    return a->j == b->j && ((p == CK_OPT_LIST_OVER && q == CK_LIST_IN) || (p == CK_LIST_IN && q == CK_OPT_LIST_OVER))
+           && same_whole(x, y);
+}
+
+static int
+refuse_shared(const ck_call *call, const placed *a, const placed *b)
+{
+    const ck_op *op = call->op;
+    /* In the order of a reader: by parameter, then by member; the one that is written first. */
+    if (op->params[a->i].kind == CK_LIST_IN || (op->params[b->i].kind != CK_LIST_IN && (b->i < a->i || (b->i == a->i && b->j < a->j)))) {
+        const placed *swap = a;
+        a = b;
+        b = swap;
+    }
+    PyErr_Format(PyExc_ValueError, "%s(): '%s[%zu]' is written and overlaps '%s[%zu]'", op->called, op->params[a->i].name,
+                 a->j, op->params[b->i].name, b->j);
+    return -1;
+}
+
+/* Sorted by address, an array can only meet those that follow before its own end. */
+int
+ck_refuse_overlap_of_lists(const ck_call *call)
+{
+    const size_t most = (size_t)call->op->n_given * call->n_members;
+    placed *all = call->member != NULL && most != 0 ? PyMem_Malloc(most * sizeof *all) : NULL;
+    size_t n = 0;
+    int status = 0;
+
+    if (most == 0)
+        return 0;
+    if (all == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t at = 0; at < most; at++)
+        if (call->member[at] != NULL && PyArray_SIZE((PyArrayObject *)call->member[at]) != 0)
+            all[n++] = (placed){extent_of((PyArrayObject *)call->member[at]), (int)(at / call->n_members), at % call->n_members};
+    qsort(all, n, sizeof *all, by_address);
+    for (size_t a = 0; a < n; a++)
+        for (size_t b = a + 1; status == 0 && b < n && all[b].bytes.low < all[a].bytes.high; b++) {
+            PyArrayObject *x = (PyArrayObject *)call->member[(size_t)all[a].i * call->n_members + all[a].j];
+            PyArrayObject *y = (PyArrayObject *)call->member[(size_t)all[b].i * call->n_members + all[b].j];
+            const int shared = may_share(call, &all[a], &all[b], x, y) ? 0 : share(x, y);
+            status = shared > 0 ? refuse_shared(call, &all[a], &all[b]) : shared;
+        }
+    PyMem_Free(all);
+    return status;
+}

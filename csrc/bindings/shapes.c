@@ -30,7 +30,7 @@ void
 ck_op_prepare(ck_op *op)
 {
     op->n_given = op->n_params;
-    while (op->n_given > 0 && op->params[op->n_given - 1].kind == CK_SIZE)
+    while (op->n_given > 0 && op->params[op->n_given - 1].kind >= CK_SIZE)
         op->n_given--;
     op->n_written = 0;
     for (int i = 0; i < op->n_given; i++) {

@@ -22,6 +22,11 @@
  * SIZE is filled in from the shapes.  An INT named by one letter is that size for the shapes that follow it, outputs
  * included; the shape it is declared with is its largest value: _(INT, int64_t, k, "C") is a K of 0 to C.
  *
+ * Lists.  LIST_IN, LIST_OUT, OPT_LIST_OUT and OPT_LIST_OVER are lists of arrays, all of one length: N ck_arrays in a
+ * row, NULL where absent.  Member j of each list fits the shape with sizes of its own: SIZES are N of them, one a
+ * member.  An OPT_LIST_OVER may be a LIST_IN, member by member.  A list of `weight` goes to kernels as it is: .width
+ * tells, member by member.  OWN is what the op fills in for its kernels.
+ *
  * Shapes.  One letter is one size all over the call, "2K" is twice K, "R*" is any number of axes, and R their
  * product.  A shape without a star keeps its axes; one with a star has them merged as far as strides allow, and
  * ck_row() finds a row by its number.  `elem` is the dtype of the call: float, ck_bf16 or ck_f16 where kernels are
@@ -110,7 +115,8 @@ ck_is_flat(const ck_array *x, size_t C)
 typedef enum {
     CK_IN, CK_OUT, CK_OVER, CK_OPT_IN, CK_OPT_OUT, CK_MASK,
     CK_INV, CK_OUTV, CK_OPT_INV, CK_OPT_OUTV,
-    CK_REAL, CK_INT, CK_FLAG, CK_SIZE
+    CK_LIST_IN, CK_LIST_OUT, CK_OPT_LIST_OUT, CK_OPT_LIST_OVER,
+    CK_REAL, CK_INT, CK_FLAG, CK_SIZE, CK_SIZES, CK_OWN
 } ck_kind;
 typedef enum {
     CK_TYPE_elem, CK_TYPE_weight, CK_TYPE_float, CK_TYPE_double, CK_TYPE_ids, CK_TYPE_int64_t, CK_TYPE_int, CK_TYPE_size_t
@@ -134,10 +140,16 @@ typedef struct {
 #define CK_FIELD_OUTV(type, name) type *name;
 #define CK_FIELD_OPT_INV(type, name) const type *name;
 #define CK_FIELD_OPT_OUTV(type, name) type *name;
+#define CK_FIELD_LIST_IN(type, name) const ck_array *name;
+#define CK_FIELD_LIST_OUT(type, name) const ck_array *name;
+#define CK_FIELD_OPT_LIST_OUT(type, name) const ck_array *name;
+#define CK_FIELD_OPT_LIST_OVER(type, name) const ck_array *name;
 #define CK_FIELD_REAL(type, name) type name;
 #define CK_FIELD_INT(type, name) type name;
 #define CK_FIELD_FLAG(type, name) type name;
 #define CK_FIELD_SIZE(type, name) type name;
+#define CK_FIELD_SIZES(type, name) const type *name;
+#define CK_FIELD_OWN(type, name) const type *name;
 #define CK_FIELD(kind, type, name, shape) CK_FIELD_##kind(type, name)
 
 #define CK_DECLARE(op)                                                           \

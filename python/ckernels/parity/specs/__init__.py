@@ -14,10 +14,7 @@ __all__ = ["SPECS", "OpSpec", "Probe", "names"]
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
     EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + QK_NORM_ROPE
-    + LINEAR + MATMUL + SOFTMAX + ATTENTION
-    + LSE + SILU + SWIGLU + CROSS_ENTROPY + SGD
-    EMBEDDING + RMS_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + LINEAR + MATMUL + SOFTMAX + ATTENTION
-    + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + SGD
+    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + SGD
 )  # fmt: skip
 
 

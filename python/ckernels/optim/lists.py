@@ -1,0 +1,64 @@
+"""Lists of arrays on their way to one call of the extension, and what a refusal calls their members."""
+import re
+
+__all__ = ["batches", "call", "matched", "number"]
+
+_MEMBER = re.compile(r"'(\w+)\[(\d+)\]'")
+
+
+def number(where, name, value, least=None, below=None):
+    """Return ``value`` if it is a number in its range, and raise if not."""
+    try:
+        wrong = isinstance(value, (bool, str)) or value != float(value) and value == value
+    except (TypeError, ValueError):
+        wrong = True
+    if wrong:
+        raise TypeError(f"{where}: '{name}' must be a number, not {type(value).__name__}")
+    if value != value or (least is not None and value < least) or (below is not None and value >= below):
+        wanted = [f"at least {least}"] * (least is not None) + [f"below {below}"] * (below is not None)
+        raise ValueError(f"{where}: '{name}' must be {' and '.join(wanted) or 'a number'}, not {value}")
+    return value
+
+
+def matched(where, grads, keys, index):
+    """Return the gradients as a list in the order of ``keys``, None for one that is missing."""
+    if hasattr(grads, "keys"):
+        unknown = [key for key in grads if key not in index]
+        if unknown:
+            raise ValueError(f"{where}: 'grads' has {unknown[0]!r}, which is no parameter")
+        return [grads.get(key) for key in keys]
+    if not isinstance(grads, (list, tuple)) or len(grads) != len(keys):
+        raise ValueError(f"{where}: 'grads' must be keyed like the {len(keys)} parameters")
+    return list(grads)
+
+
+def batches(indices, *features):
+    """Split indices into lists whose members agree in every feature (a function of the index); in order."""
+    found = {}
+    for i in indices:
+        found.setdefault(tuple(feature(i) for feature in features), []).append(i)
+    return list(found.items())
+
+
+def dtype_of(array):
+    """Return the name of an array's dtype, or of another library's."""
+    return str(getattr(array, "dtype", None)).rpartition(".")[2]
+
+
+def rows(array):
+    """Return the array, with an axis if it has none: an op wants one."""
+    return array if array.shape else array.reshape(1)
+
+
+def call(where, keys, names, op, *args):
+    """Call ``op``; in what it refuses, ``'grads[3]'`` becomes ``'grads'['w']``.
+
+    ``keys`` are those of the lists' members; ``names`` maps what the op calls a list to what the user calls it.
+    """
+    def name(match):
+        return f"'{names.get(match[1], match[1])}'[{keys[int(match[2])]!r}]"
+
+    try:
+        return op(*args)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {_MEMBER.sub(name, str(error).partition(': ')[2])}") from None

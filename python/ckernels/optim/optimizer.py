@@ -1,0 +1,198 @@
+"""What the optimizers share: parameters and their groups, gradients that fit them, state that travels."""
+from collections.abc import Mapping
+
+import numpy as np
+
+from ckernels import _ck
+from ckernels.optim.clip_grad_norm import clip_factor, norm_of
+from ckernels.optim.lists import batches, call, dtype_of, matched, number, rows
+
+__all__ = ["Optimizer"]
+
+
+def _groups_of(where, params):
+    """Return groups as dicts whose "params" are lists of (key, array)."""
+    several = isinstance(params, (list, tuple)) and len(params) > 0 and all(isinstance(p, Mapping) for p in params)
+    groups, count = [], 0
+    for group in params if several else [{"params": params}]:
+        if "params" not in group:
+            raise ValueError(f"{where}: a group of 'params' has no 'params'")
+        own = group["params"]
+        if not isinstance(own, (Mapping, list, tuple)):
+            raise TypeError(f"{where}: 'params' must be a dict or a list of arrays, not {type(own).__name__}")
+        keyed = list(own.items()) if isinstance(own, Mapping) else list(enumerate(own, count))
+        count += len(keyed)
+        groups.append({**group, "params": keyed})
+    return groups
+
+
+class Optimizer:
+    """Parameters, options and state; a subclass says what a step does.
+
+    ``_options(where, options)`` checks the options of a group, ``_state_of(i, group)`` makes what parameter i's state
+    lacks, ``_update(where, batch, check)`` calls the op.
+    """
+
+    #: Arrays of a parameter's state, and those of them that a loaded state must have.
+    _arrays = ()
+    _needed = ()
+
+    def __init__(self, params, options):
+        where = f"{type(self).__name__}()"
+        groups = _groups_of(where, params)
+        keyed = [pair for group in groups for pair in group["params"]]
+        self._keys, self._params = [key for key, _ in keyed], [param for _, param in keyed]
+        self._index = {key: i for i, key in enumerate(self._keys)}
+        if len(self._index) != len(self._keys):
+            raise ValueError(f"{where}: a key of 'params' stands in two groups")
+        if len({id(p) for p in self._params}) != len(self._params):
+            raise ValueError(f"{where}: 'params' holds the same array twice")
+        self.state, self.param_groups, self._group_of = {}, [], []
+        for group in groups:
+            unknown = sorted(set(group) - set(options) - {"params"})
+            if unknown:
+                raise ValueError(f"{where}: a group of 'params' has '{unknown[0]}', which is no option")
+            own = [self._index[key] for key, _ in group["params"]]
+            whole = {**options, **group, "params": own}
+            if any(isinstance(key, str) for key, _ in group["params"]):
+                whole["param_names"] = [key for key, _ in group["params"]]
+            self._options(where, whole)
+            self.param_groups.append(whole)
+            self._group_of += [len(self.param_groups) - 1] * len(own)
+        for key, param in keyed:
+            if not hasattr(param, "shape"):
+                raise TypeError(f"{where}: 'params'[{key!r}] must be an array, not {type(param).__name__}")
+        self._dtypes = [dtype_of(param) for param in self._params]
+        for _, some in batches(range(len(keyed)), self._dtypes.__getitem__):  # a scale of 1: only checks
+            call(where, [self._keys[i] for i in some], {"grads": "params"}, _ck.grad_scale,
+                 [rows(self._params[i]) for i in some], 1.0)
+
+    def _present(self, where, grads):
+        """Return {index: gradient} of the parameters that have one, of their shapes."""
+        grads = matched(where, grads, self._keys, self._index)
+        present = {i: grad for i, grad in enumerate(grads) if grad is not None}
+        for i, grad in present.items():
+            if not hasattr(grad, "shape"):
+                raise TypeError(f"{where}: 'grads'[{self._keys[i]!r}] must be an array, not {type(grad).__name__}")
+            if tuple(grad.shape) != tuple(self._params[i].shape):
+                raise ValueError(f"{where}: 'grads'[{self._keys[i]!r}] has shape {tuple(grad.shape)}, "
+                                 f"the parameter {tuple(self._params[i].shape)}")
+        return present
+
+    def step(self, grads, max_norm=None, *, zero_grads=False):
+        """Update the parameters.
+
+        Parameters
+        ----------
+        grads : dict or sequence of arrays
+            Keyed like the parameters, of their shapes and dtypes; a missing one, or None, leaves its parameter and state
+            alone. They are not modified, except by ``zero_grads``.
+        max_norm : float, optional
+            Scale all gradients by ``max_norm / (norm + 1e-6)`` if that is less than 1, as
+            ``torch.nn.utils.clip_grad_norm_`` does, in the same pass.
+        zero_grads : bool
+            Leave zeros in ``grads``, in the same pass: ready for the next accumulation.
+
+        Returns
+        -------
+        float or None
+            The norm of all gradients before clipping, where ``max_norm`` is given: squares are added in double, in an
+            order that follows from the shapes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient of the wrong kind, dtype, shape or layout, a key without a parameter. Nothing has been updated.
+        KeyboardInterrupt
+            Some parameters may have been updated, others not.
+        """
+        where = f"{type(self).__name__}.step()"
+        if max_norm is not None:
+            number(where, "max_norm", max_norm, 0)
+        present = self._present(where, grads)
+        lacking = {i: self._state_of(i, self.param_groups[self._group_of[i]]) for i in present}
+        split = batches(present, self._group_of.__getitem__, self._dtypes.__getitem__, lambda i: bool(lacking[i]))
+        todo = []
+        for (group, _, first), some in split:
+            todo.append({
+                "group": self.param_groups[group], "indices": some, "first": first,
+                "keys": [self._keys[i] for i in some], "params": [rows(self._params[i]) for i in some],
+                "grads": [rows(present[i]) for i in some], "zero": zero_grads, "scale": 1.0,
+                "state": [{**self.state.get(i, {}), **lacking[i]} for i in some],
+            })
+        for batch in todo if len(todo) > 1 or max_norm is not None else ():  # all of them, before one is updated
+            self._update(where, batch, check=True)
+        norm = None
+        if max_norm is not None:
+            norm = norm_of(where, [self._keys[i] for i in present], [rows(grad) for grad in present.values()])
+        for batch in todo:
+            if norm is not None:
+                batch["scale"] = clip_factor(norm, max_norm)
+            self._update(where, batch, check=False)
+            self.state.update((i, state) for i, state in zip(batch["indices"], batch["state"], strict=True) if state)
+        return norm
+
+    def state_dict(self):
+        """Return state and options under torch's keys; ``load_state_dict`` of torch's optimizer takes it, once in tensors.
+
+        Returns
+        -------
+        dict
+            ``{"state": {index: {name: array}}, "param_groups": [{"lr": ..., "params": [0, 1, ...]}]}``; the arrays are
+            those in use, not copies.
+        """
+        return {"state": {i: dict(entry) for i, entry in sorted(self.state.items())},
+                "param_groups": [dict(group, params=list(group["params"])) for group in self.param_groups]}
+
+    def load_state_dict(self, state_dict):
+        """Take state and options from :meth:`state_dict`, or from torch's, whose tensors are copied.
+
+        Raises
+        ------
+        TypeError
+            No such dict, or an option of the wrong kind.
+        ValueError
+            A key is missing, another number of groups or parameters, an option out of range or an array of another
+            shape. Nothing has been changed.
+        """
+        where = f"{type(self).__name__}.load_state_dict()"
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"{where}: 'state_dict' must be a dict, not {type(state_dict).__name__}")
+        for key in ("state", "param_groups"):
+            if key not in state_dict:
+                raise ValueError(f"{where}: 'state_dict' has no '{key}'")
+        sizes = [len(group["params"]) for group in self.param_groups]
+        if [len(group.get("params", ())) for group in state_dict["param_groups"]] != sizes:
+            raise ValueError(f"{where}: groups of {', '.join(map(str, sizes))} parameters expected")
+        groups, order = [], []
+        for own, given in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            missing = sorted(set(self._must) - set(given))
+            if missing:
+                raise ValueError(f"{where}: a group has no '{missing[0]}'")
+            kept = {key: own[key] for key in ("params", "param_names") if key in own}
+            groups.append({**own, **{key: value for key, value in given.items() if key in own}, **kept})
+            self._options(where, groups[-1])
+            order += zip(given["params"], own["params"], strict=True)
+        index = dict(order)
+        state = {}
+        for i, entry in state_dict["state"].items():
+            arrays = {name: entry[name] for name in self._arrays if entry.get(name) is not None}
+            missing = [name for name in self._needed if name not in arrays]
+            if i not in index or (arrays and missing):
+                why = "fits no parameter" if i not in index else f"has no '{missing[0]}'"
+                raise ValueError(f"{where}: the state of {i!r} {why}")
+            if arrays:
+                state[index[i]] = {name: self._loaded(where, index[i], name, value) for name, value in arrays.items()}
+        self.state, self.param_groups = state, groups
+
+    def _loaded(self, where, i, name, value):
+        """Return a float32 copy of an array or tensor of parameter i's state."""
+        shape = () if name == "step" else tuple(self._params[i].shape)
+        if tuple(getattr(value, "shape", ())) != shape:
+            raise ValueError(f"{where}: '{name}' of {self._keys[i]!r} has shape {tuple(getattr(value, 'shape', ()))}, "
+                             f"not {shape}")
+        if dtype_of(value) == "bfloat16" and hasattr(value, "float"):  # a tensor that NumPy cannot read
+            value = value.float()
+        if name == "step":
+            number(f"{where}: state of {self._keys[i]!r}", name, float(value), 0)
+        return np.array(np.asarray(value), np.float32, order="C")
