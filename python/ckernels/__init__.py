@@ -7,7 +7,26 @@ import importlib
 
 from ckernels.kv import KVCache
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
-from ckernels.ops.activation import silu, silu_backward, silu_forward
+from ckernels.ops.activation import (
+    gelu,
+    gelu_backward,
+    gelu_forward,
+    relu,
+    relu_backward,
+    relu_forward,
+    sigmoid,
+    sigmoid_backward,
+    sigmoid_forward,
+    silu,
+    silu_backward,
+    silu_forward,
+    softcap,
+    softcap_backward,
+    softcap_forward,
+    tanh,
+    tanh_backward,
+    tanh_forward,
+)
 from ckernels.ops.add import add, add_backward, add_forward
 from ckernels.ops.add_rms_norm import add_rms_norm, add_rms_norm_backward, add_rms_norm_forward
 from ckernels.ops.attention import (
@@ -20,7 +39,17 @@ from ckernels.ops.attention import (
 )
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
-from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
+from ckernels.ops.glu import (
+    geglu,
+    geglu_backward,
+    geglu_forward,
+    reglu,
+    reglu_backward,
+    reglu_forward,
+    swiglu,
+    swiglu_backward,
+    swiglu_forward,
+)
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.pack import PackedWeight, pack
@@ -52,8 +81,15 @@ __all__ = [
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
     "embedding", "embedding_forward", "embedding_backward",
     "rms_norm", "rms_norm_forward", "rms_norm_backward",
+    "relu", "relu_forward", "relu_backward",
+    "gelu", "gelu_forward", "gelu_backward",
     "silu", "silu_forward", "silu_backward",
+    "sigmoid", "sigmoid_forward", "sigmoid_backward",
+    "tanh", "tanh_forward", "tanh_backward",
+    "softcap", "softcap_forward", "softcap_backward",
     "swiglu", "swiglu_forward", "swiglu_backward",
+    "geglu", "geglu_forward", "geglu_backward",
+    "reglu", "reglu_forward", "reglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table",
     "softmax", "softmax_forward", "softmax_backward",
 ]
