@@ -22,3 +22,7 @@
     }
 
 GATED_UNIT(swiglu)
+GATED_UNIT(geglu)
+GATED_UNIT(geglu_tanh)
+GATED_UNIT(geglu_sigmoid)
+GATED_UNIT(reglu)

@@ -1,25 +1,40 @@
 #include "reference/reference.h"
 #include "ops/activation.h"
 
-static double
-sigmoid(double x)
-{
-    return 1 / (1 + exp(-x));
-}
+static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double square(double x) { return x * x; }
+static double normal_below(double x) { return 0.5 * erfc(-x * sqrt(0.5)); }                /* Phi */
+static double normal_at(double x) { return exp(-0.5 * x * x) * (M_SQRT1_2 / sqrt(M_PI)); } /* phi */
 
-CK_KERNEL(silu_fwd)
-{
-    for (size_t i = task.begin; i < task.end; i++) {
-        const double x = get((const elem *)ck_row(&a->x, i / a->C) + i % a->C);
-        set((elem *)ck_row(&a->y, i / a->C) + i % a->C, x * sigmoid(x));
-    }
-}
+/* x s(w), where w has the slope dw */
+static double gated(double x, double w) { return x * sigmoid(w); }
+static double gated_slope(double x, double w, double dw) { return sigmoid(w) * (1 + x * dw * sigmoid(-w)); }
 
-CK_KERNEL(silu_bwd)
-{
-    for (size_t i = task.begin; i < task.end; i++) {
-        const double x = get((const elem *)ck_row(&a->x, i / a->C) + i % a->C);
-        const double dy = get((const elem *)ck_row(&a->dy, i / a->C) + i % a->C);
-        set((elem *)ck_row(&a->dx, i / a->C) + i % a->C, dy * sigmoid(x) * (1 + x * sigmoid(-x)));
+static double bent(double x) { return sqrt(8 / M_PI) * (x + 0.044715 * x * x * x); }
+static double bent_slope(double x) { return sqrt(8 / M_PI) * (1 + 3 * 0.044715 * x * x); }
+
+#define ACTIVATION(name, value, gradient)                                                     \
+    CK_KERNEL(name##_fwd)                                                                     \
+    {                                                                                         \
+        for (size_t i = task.begin; i < task.end; i++) {                                      \
+            const double x = get((const elem *)ck_row(&a->x, i / a->C) + i % a->C);           \
+            set((elem *)ck_row(&a->y, i / a->C) + i % a->C, value);                           \
+        }                                                                                     \
+    }                                                                                         \
+    CK_KERNEL(name##_bwd)                                                                     \
+    {                                                                                         \
+        for (size_t i = task.begin; i < task.end; i++) {                                      \
+            const double x = get((const elem *)ck_row(&a->x, i / a->C) + i % a->C);           \
+            const double dy = get((const elem *)ck_row(&a->dy, i / a->C) + i % a->C);         \
+            set((elem *)ck_row(&a->dx, i / a->C) + i % a->C, gradient);                       \
+        }                                                                                     \
     }
-}
+
+ACTIVATION(relu, x <= 0 ? 0 : x, x <= 0 ? 0 : dy)
+ACTIVATION(silu, gated(x, x), dy * gated_slope(x, x, 1))
+ACTIVATION(gelu, x * normal_below(x), dy * (normal_below(x) + x * normal_at(x)))
+ACTIVATION(gelu_tanh, gated(x, bent(x)), dy * gated_slope(x, bent(x), bent_slope(x)))
+ACTIVATION(gelu_sigmoid, gated(x, 1.702 * x), dy * gated_slope(x, 1.702 * x, 1.702))
+ACTIVATION(sigmoid, sigmoid(x), dy * sigmoid(x) * sigmoid(-x))
+ACTIVATION(tanh, tanh(x), dy / square(cosh(x)))
+ACTIVATION(softcap, a->cap * tanh(x / a->cap), dy / square(cosh(x / a->cap)))

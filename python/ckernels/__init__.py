@@ -7,7 +7,26 @@ import importlib
 
 from ckernels.kv import KVCache
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
-from ckernels.ops.activation import silu, silu_backward, silu_forward
+from ckernels.ops.activation import (
+    gelu,
+    gelu_backward,
+    gelu_forward,
+    relu,
+    relu_backward,
+    relu_forward,
+    sigmoid,
+    sigmoid_backward,
+    sigmoid_forward,
+    silu,
+    silu_backward,
+    silu_forward,
+    softcap,
+    softcap_backward,
+    softcap_forward,
+    tanh,
+    tanh_backward,
+    tanh_forward,
+)
 from ckernels.ops.add import add, add_backward, add_forward
 from ckernels.ops.add_rms_norm import add_rms_norm, add_rms_norm_backward, add_rms_norm_forward
 from ckernels.ops.attention import (
@@ -34,6 +53,16 @@ from ckernels.ops.heads import (
     tokens_to_heads,
     tokens_to_heads_backward,
     tokens_to_heads_forward,
+from ckernels.ops.glu import (
+    geglu,
+    geglu_backward,
+    geglu_forward,
+    reglu,
+    reglu_backward,
+    reglu_forward,
+    swiglu,
+    swiglu_backward,
+    swiglu_forward,
 )
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
@@ -75,9 +104,17 @@ __all__ = [
     "layer_norm", "layer_norm_forward", "layer_norm_backward",
     "l2_norm", "l2_norm_forward", "l2_norm_backward",
     "qk_norm_rope", "qk_norm_rope_forward", "qk_norm_rope_backward",
+    "relu", "relu_forward", "relu_backward",
+    "gelu", "gelu_forward", "gelu_backward",
     "silu", "silu_forward", "silu_backward",
+    "sigmoid", "sigmoid_forward", "sigmoid_backward",
+    "tanh", "tanh_forward", "tanh_backward",
+    "softcap", "softcap_forward", "softcap_backward",
     "swiglu", "swiglu_forward", "swiglu_backward",
     "rope", "rope_forward", "rope_backward", "rope_table", "mrope", "mrope_forward", "mrope_backward",
+    "geglu", "geglu_forward", "geglu_backward",
+    "reglu", "reglu_forward", "reglu_backward",
+    "rope", "rope_forward", "rope_backward", "rope_table",
     "softmax", "softmax_forward", "softmax_backward",
     "log_softmax", "log_softmax_forward", "log_softmax_backward",
     "split_qkv", "split_qkv_forward", "split_qkv_backward",
