@@ -14,6 +14,7 @@
 #include "ops/linear.h"
 #include "ops/linear_dz.h"
 #include "ops/matmul.h"
+#include "ops/probe.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
 #include "ops/softmax.h"
