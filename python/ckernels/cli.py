@@ -13,6 +13,8 @@ import sys
 import time
 import traceback
 
+from .bench.options import add_bench
+
 _CODES = """\
 exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer and no bound); 3 vacuous (nothing was compared);
 4 wrong usage; 5 internal error"""
@@ -76,7 +78,7 @@ def _parser():
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_parity(commands)
     _add_compare(commands)
-    _add_bench(commands)
+    add_bench(commands).set_defaults(run=_bench)
     _add_generate(commands)
     fetch = commands.add_parser(
         "fetch",
@@ -152,22 +154,6 @@ def _add_compare(commands):
     compare.add_argument(
         "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
     )
-
-
-def _add_bench(commands):
-    bench = commands.add_parser(
-        "bench",
-        help="time each op beside PyTorch and the machine's limits",
-        description="Time each op: milliseconds, GB/s or GF/s, the share of what this machine can do at most, "
-        "measured in the same seconds, and how many times as fast as eager PyTorch: best and median. The cases are "
-        "in benchmarks/ of the source checkout.",
-        epilog="exit codes: 0 measured; 1 a bench broke, or there are no cases; 3 nothing was measured; 4 wrong usage; "
-        "5 internal error",
-    )
-    bench.set_defaults(run=_bench)
-    from .bench.options import add_options
-
-    add_options(bench)
 
 
 def _add_generate(commands):

@@ -3,7 +3,21 @@
 import argparse
 import os
 
-__all__ = ["add_options"]
+__all__ = ["add_bench", "add_options"]
+
+
+def add_bench(commands):
+    """Add the command ``bench`` to those of ``ck``; return its parser."""
+    bench = commands.add_parser(
+        "bench",
+        help="time each op beside PyTorch and the machine's limits",
+        description="Time each op: milliseconds, GB/s or GF/s, the share of what this machine can do at most, "
+        "measured in the same seconds, and how many times as fast as eager PyTorch: best and median. The cases are "
+        "in benchmarks/ of the source checkout.",
+        epilog="exit codes: 0 measured; 1 a bench broke, or there are no cases; 3 nothing was measured; 4 wrong usage; "
+        "5 internal error",
+    )
+    return add_options(bench)
 
 
 def add_options(parser):
