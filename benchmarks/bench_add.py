@@ -1,31 +1,17 @@
-"""add: bound by memory.  Forward reads x and y and writes their sum; backward reads dy and writes two gradients.
+"""add: bound by memory.  Forward reads x and y and writes their sum; backward reads dy and writes two gradients."""
+from harness import normal, pair, torch
 
-PyTorch's backward runs over a graph recorded beforehand; it copies no gradient where alpha is 1.
-"""
-from types import SimpleNamespace
-
-import numpy as np
-import torch
-
-import ckernels as ck
-from harness import run
-
-CASES = {"512x576": (512, 576), "2048x2048": (2048, 2048), "4096x4096": (4096, 4096)}
+CASES = [(4096, 4096), (512, 576), (2048, 2048), (16384, 1000), (65536, 64), (1, 576)]
 
 
-def make(R, C):
-    """Inputs for both sides, on the same memory."""
-    def make_one(rng):
-        s = SimpleNamespace(x=rng.standard_normal((R, C), np.float32), y=rng.standard_normal((R, C), np.float32))
-        s.out = np.empty_like(s.x)
-        s.tx, s.ty, s.tout = (torch.from_numpy(a) for a in (s.x, s.y, s.out))
-        s.ctx = ck.add_forward(s.x, s.y, 0.5)[1]
-        return s
-    return make_one
+def bench(R, C):
+    """Beside torch.add; the gradients of x + y / 2, which PyTorch would return as they are where alpha is 1."""
+    def draw(rng, dtype):
+        return [normal(rng, (R, C), dtype), normal(rng, (R, C), dtype)]
+    pair("add", f"{R}x{C}", draw, lambda x, y: torch.add(x, y, alpha=0.5), moves=(3 * R * C, 3 * R * C),
+         options={"alpha": 0.5}, peer_out=lambda out, x, y: torch.add(x, y, alpha=0.5, out=out),
+         peer_backward=lambda dy, x, y: (dy.clone(), 0.5 * dy), aims=((4, 0.8), (None, 0.8)))
 
 
-for case, (R, C) in CASES.items():
-    run("add", case, make(R, C), lambda s: ck.add(s.x, s.y), lambda s: torch.add(s.tx, s.ty), nbytes=12 * R * C,
-        ours_out=lambda s: ck.add(s.x, s.y, out=s.out), theirs_out=lambda s: torch.add(s.tx, s.ty, out=s.tout))
-    run("add_backward", case, make(R, C), lambda s: ck.add_backward(s.x, s.ctx), lambda s: (s.tx.clone(), 0.5 * s.tx),
-        nbytes=12 * R * C)
+for R, C in CASES:
+    bench(R, C)

@@ -1,22 +1,30 @@
 """matmul: batches as attention has them, and each way the operands lie."""
-import numpy as np
-import torch
+from types import SimpleNamespace
 
 import ckernels as ck
-from products import run
+from harness import normal, run, tensor, torch
+from openblas import through
 
-SIZES = [(9, 512, 64, 512), (9, 512, 512, 64), (1, 1024, 1024, 1024), (64, 31, 33, 35)]
+SIZES = [(1, 1024, 1024, 1024), (9, 512, 64, 512), (9, 512, 512, 64), (64, 31, 33, 35)]
+
+
+def make(ta, tb, batch, M, K, N):
+    """PyTorch's product is of views: nothing is copied on either side."""
+    def make_one(rng):
+        s = SimpleNamespace(a=normal(rng, (batch, K, M) if ta else (batch, M, K)),
+                            b=normal(rng, (batch, N, K) if tb else (batch, K, N)))
+        if torch:
+            s.x, s.y = (t.mT if turned else t for t, turned in ((tensor(s.a), ta), (tensor(s.b), tb)))
+        return s
+    return make_one
 
 
 def bench(ta, tb, batch, M, K, N):
-    """Compare with PyTorch's product of views: nothing is copied on either side."""
-    rng = np.random.default_rng(0)
-    a = rng.standard_normal((batch, K, M) if ta else (batch, M, K), dtype="f4")
-    b = rng.standard_normal((batch, N, K) if tb else (batch, K, N), dtype="f4")
-    x, y = torch.from_numpy(a), torch.from_numpy(b)
-    x, y = x.mT if ta else x, y.mT if tb else y
-    run(f"{'nt'[ta]}{'nt'[tb]} {batch}x {M}x{K}x{N}", 2 * batch * M * K * N,
-        {"": lambda: ck.matmul(a, b, transpose_a=ta, transpose_b=tb)}, lambda: x @ y)
+    """One way of lying."""
+    def ours(s):
+        return ck.matmul(s.a, s.b, transpose_a=ta, transpose_b=tb)
+    run(f"matmul {'nt'[ta]}{'nt'[tb]}", f"{batch}x {M}x{K}x{N}", make(ta, tb, batch, M, K, N), ours,
+        lambda s: s.x @ s.y, flops=2 * batch * M * K * N, beside=through(ours))
 
 
 for size in SIZES:

@@ -1,78 +1,92 @@
-"""Whole models beside transformers in float32: SmolLM2-135M forward and decode, and a training step of small models."""
+"""Whole models beside transformers in float32: a training step of small ones, SmolLM2-135M forward and decode.
+
+Operations counted: 2 a weight and token forward, 6 in a step; so `limit` is the share of the fused multiply-adds.
+"""
+from functools import cache
+from types import SimpleNamespace
+
 import numpy as np
-import torch
 
 import ckernels as ck
-from ckernels.io.fetch import fetch
-from ckernels.parity.peer import llama
-from harness import options, ratios, seconds_of
+from harness import F, run, torch
 
 
-def line(case, ours, theirs, seconds, tokens):
-    """Alternate two calls and print the fastest of each."""
-    times = [], []
-    ours(), theirs()
-    while sum(times[0]) + sum(times[1]) < seconds or len(times[0]) < 3:
-        times[0].append(seconds_of(ours))
-        times[1].append(seconds_of(theirs))
-    best, median = ratios(*times)
-    print(f"{case:34} {min(times[0]) * 1e3:10.2f} {min(times[1]) * 1e3:12.2f} {tokens / min(times[0]):10.0f} "
-          f"{best:8.2f} {median:8.2f}", flush=True)
+def parameters(model):
+    """How many weights take part in a product for every token."""
+    tied = model.config.vocab_size * model.config.hidden_size if model.config.tie_word_embeddings else 0
+    return tied + sum(p.size for name, p in model.params.items() if "embed_tokens" not in name)
 
 
-def hugging_face(path):
-    """Return the same file as transformers reads it, float32."""
-    from transformers import AutoModelForCausalLM
-    return AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32).eval()
+def make_training(name, tokens):
+    """A model of a preset, both sides from the same weights, and a batch of one."""
+    def make_one(rng):
+        s = SimpleNamespace(model=ck.models.Model(ck.models.configs[name], seed=0))
+        found = rng.integers(0, s.model.config.vocab_size, (1, tokens + 1))
+        s.ids, s.labels = found[:, :-1].copy(), found[:, 1:].copy()
+        s.opt = ck.optim.SGD(s.model.params, lr=1e-3)
+        if torch:
+            from ckernels.parity.peer import llama
+            s.peer = llama(s.model.config, s.model.params)
+            s.popt = torch.optim.SGD(s.peer.parameters(), lr=1e-3)
+            s.tids, s.tlabels = torch.from_numpy(s.ids), torch.from_numpy(s.labels)
+        return s
+    return make_one
 
 
-def bench_real_model(seconds):
-    """Forward of 512 tokens with all logits, and one token after 256."""
+def step(s):
+    """One step of SGD."""
+    s.opt.step(s.model.loss_and_grads(s.ids, s.labels)[1])
+
+
+def torch_step(s):
+    """The same."""
+    s.popt.zero_grad()
+    logits = s.peer(s.tids).logits
+    F.cross_entropy(logits.view(-1, logits.shape[-1]), s.tlabels.view(-1)).backward()
+    s.popt.step()
+
+
+@cache
+def real():
+    """SmolLM2-135M on both sides, from one file; a cache of 256 tokens on each."""
+    from ckernels.io.fetch import fetch
     path = fetch("smollm2-135m", progress=False)
-    ours, theirs = ck.models.load(path), hugging_face(path)
-    ids = np.random.default_rng(0).integers(0, ours.config.vocab_size, 512)
-    tids = torch.from_numpy(ids)[None]
+    s = SimpleNamespace(model=ck.models.load(path), ids=np.random.default_rng(0).integers(0, 49152, 512))
+    s.cache = s.model.new_cache(300)
+    s.model(s.ids[:256], cache=s.cache)
+    if torch:
+        from transformers import AutoModelForCausalLM
+        s.tids = torch.from_numpy(s.ids)[None]
+        s.peer = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            s.past = s.peer(s.tids[:, :256], use_cache=True).past_key_values
+    return s
+
+
+def decode(s):
+    """One token after 256."""
+    logits = s.model(s.ids[256:257], cache=s.cache)
+    s.cache.truncate(256)
+    return logits
+
+
+def torch_decode(s):
+    """The same."""
     with torch.inference_mode():
-        line("SmolLM2-135M, 512 tokens, all logits", lambda: ours(ids), lambda: theirs(tids).logits, seconds, 512)
-        cache = ours.new_cache(300)
-        ours(ids[:256], cache=cache)
-        past = theirs(tids[:, :256], use_cache=True).past_key_values
-
-        def decode():
-            ours(ids[256:257], cache=cache)
-            cache.truncate(256)
-
-        def decode_theirs():
-            theirs(tids[:, 256:257], past_key_values=past, use_cache=True)
-            past.crop(-1)
-
-        line("SmolLM2-135M, decode after 256", decode, decode_theirs, seconds, 1)
+        logits = s.peer(s.tids[:, 256:257], past_key_values=s.past, use_cache=True).logits
+        s.past.crop(-1)
+    return logits
 
 
-def bench_training(name, seconds, tokens=64):
-    """One SGD step of a small model, batch of one."""
-    config = ck.models.configs[name]
-    ours = ck.models.Model(config, seed=0)
-    theirs = llama(config, ours.params)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, tokens + 1))
-    inputs, labels = ids[:, :-1], ids[:, 1:]
-    tin, tout = torch.from_numpy(inputs.copy()), torch.from_numpy(labels.copy())
-    opt, topt = ck.optim.SGD(ours.params, lr=1e-3), torch.optim.SGD(theirs.parameters(), lr=1e-3)
-
-    def step():
-        opt.step(ours.loss_and_grads(inputs, labels)[1])
-
-    def step_theirs():
-        topt.zero_grad()
-        logits = theirs(tin).logits
-        torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), tout.view(-1)).backward()
-        topt.step()
-
-    line(f"{name}, training step, {tokens} tokens", step, step_theirs, seconds, tokens)
+def torch_forward(s):
+    """All logits."""
+    with torch.inference_mode():
+        return s.peer(s.tids).logits
 
 
-chosen = options()
-print(f"{'model':34} {'ours ms':>10} {'transformers':>12} {'tokens/s':>10} {'x best':>8} {'x median':>8}")
-bench_training("tiny", 2 * chosen.seconds)
-bench_training("medium", 2 * chosen.seconds)
-bench_real_model(6 * chosen.seconds)
+for name in "tiny", "medium":
+    flops = 6 * 64 * parameters(ck.models.Model(ck.models.configs[name], seed=0))
+    run("training step", f"{name}, 64 tokens", make_training(name, 64), step, torch_step, flops=flops)
+FLOPS = 2 * 134_515_008
+run("forward", "SmolLM2-135M, 512", lambda rng: real(), lambda s: s.model(s.ids), torch_forward, flops=512 * FLOPS)
+run("decode", "SmolLM2-135M, at 256", lambda rng: real(), decode, torch_decode, flops=FLOPS)

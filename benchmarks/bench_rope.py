@@ -2,35 +2,31 @@
 
 PyTorch has no rope: the peer is what transformers runs in eager mode, x * cos + rotate_half(x) * sin, on tables of
 full width, and for interleaved pairs the same on the pairs stacked again.  Backward is the same kernel with the sign
-turned.
+turned, and so is the peer's, written out: autograd's own takes longer.
 """
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 import ckernels as ck
-from harness import run
+from harness import normal, run, tensor, torch
 
-CASES = {  # B, H, T, D
-    "smollm2 512": (1, 9, 512, 64),
-    "llama3 1024": (1, 32, 1024, 128),
-    "llama3 4096": (1, 32, 4096, 128),
-    "32 decode": (32, 32, 1, 128),
-}
+# B, H, T, D
+CASES = {"llama3 4096": (1, 32, 4096, 128), "smollm2 512": (1, 9, 512, 64), "llama3 1024": (1, 32, 1024, 128),
+         "20 heads of 100": (1, 20, 4096, 100), "32 decode": (32, 32, 1, 128), "1 token": (1, 9, 1, 64)}
 
 
-def make(B, H, T, D, token_major, interleaved):
+def make(B, H, T, D, token_major=False, interleaved=False):
     """[B,H,T,D], or a view of that shape on [B,T,H,D], as projections leave it."""
-    def make_one(rng):
-        shape = (B, T, H, D) if token_major else (B, H, T, D)
-        x = rng.standard_normal(shape, np.float32)
+    def make_one(rng, dtype):
+        x = normal(rng, (B, T, H, D) if token_major else (B, H, T, D), dtype)
         s = SimpleNamespace(x=x.transpose(0, 2, 1, 3) if token_major else x, interleaved=interleaved)
         s.cos, s.sin = ck.rope_table(np.arange(100, 100 + T), D)
-        s.ctx = (s.cos, s.sin, None, interleaved)
-        s.tx = torch.from_numpy(s.x)
-        wide = (lambda t: t.repeat_interleave(2, -1)) if interleaved else (lambda t: torch.cat([t, t], -1))
-        s.tcos, s.tsin = (wide(torch.from_numpy(a)) for a in (s.cos, s.sin))
+        s.ctx = ck.rope_forward(s.x[:, :1], s.cos, s.sin, interleaved=interleaved)[1]
+        if torch:
+            s.tx = tensor(x).transpose(1, 2) if token_major else tensor(x)
+            wide = (lambda t: t.repeat_interleave(2, -1)) if interleaved else (lambda t: torch.cat([t, t], -1))
+            s.tcos, s.tsin = (wide(tensor(a)).to(s.tx.dtype) for a in (s.cos, s.sin))
         return s
     return make_one
 
@@ -43,12 +39,12 @@ def ours(s):
 def same_layout(s):
     """Forward into an output that lies as x does, which PyTorch makes by itself."""
     B, H, T, D = s.x.shape
-    return ck.rope(s.x, s.cos, s.sin, out=ck.empty((B, T, H, D)).transpose(0, 2, 1, 3))
+    return ck.rope(s.x, s.cos, s.sin, out=ck.empty((B, T, H, D), s.x.dtype).transpose(0, 2, 1, 3))
 
 
 def backward(s):
     """Backward."""
-    return ck.rope_backward(s.x, ck.ops.rope.Context(*s.ctx))
+    return ck.rope_backward(s.x, s.ctx)
 
 
 def rotate_half(x):
@@ -68,13 +64,19 @@ def theirs(s):
 
 
 def theirs_backward(s):
-    """Eager, written out: autograd's own takes longer."""
+    """Eager, written out."""
     return s.tx * s.tcos - (rotate_pairs if s.interleaved else rotate_half)(s.tx) * s.tsin
 
 
-for case, (B, H, T, D) in CASES.items():
-    nbytes = 2 * 4 * B * H * T * D
-    run("rope", case, make(B, H, T, D, False, False), ours, theirs, nbytes=nbytes)
-    run("rope_backward", case, make(B, H, T, D, False, False), backward, theirs_backward, nbytes=nbytes)
-    run("rope token-major", case, make(B, H, T, D, True, False), same_layout, theirs, nbytes=nbytes)
-    run("rope interleaved", case, make(B, H, T, D, False, True), ours, theirs, nbytes=nbytes)
+def bench(case, *shape):
+    """Each direction and layout."""
+    def moved(size):
+        return 2 * size * int(np.prod(shape))
+    run("rope", case, make(*shape), ours, theirs, nbytes=moved, aim=(20, 0.8))
+    run("rope_backward", case, make(*shape), backward, theirs_backward, nbytes=moved)
+    run("rope token-major", case, make(*shape, token_major=True), same_layout, theirs, nbytes=moved)
+    run("rope interleaved", case, make(*shape, interleaved=True), ours, theirs, nbytes=moved)
+
+
+for case, shape in CASES.items():
+    bench(case, *shape)

@@ -23,6 +23,7 @@
 #include "ops/matmul.h"
 #include "ops/qk_norm_rope.h"
 #include "ops/mse_loss.h"
+#include "ops/probe.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
 #include "ops/softmax.h"

@@ -170,6 +170,7 @@ ck_arena_empty(void)
 {
     lock();
     shrink_to(0);
+    arena.stats.peak = arena.stats.in_use;
     unlock();
 }
 

@@ -19,7 +19,7 @@ typedef struct {
 } ck_arena_stats;
 ck_arena_stats ck_arena_read(void);
 
-void ck_arena_empty(void);              /* give what is cached back to the system */
+void ck_arena_empty(void);              /* give what is cached back to the system; the peak counts from here */
 void ck_arena_set_limit(size_t bytes);  /* cached blocks above it go back at once */
 
 /* For tests: the n-th ck_take from now fails, once; 0 never. */

@@ -217,6 +217,17 @@ def relu_bwd(
 ) -> _Array: ...
 def relu_fwd(
     y: _Out, x: _In, /
+def probe_copy(
+    out: _Out, x: _In, stream: object, /
+) -> _Array: ...
+def probe_fma(
+    sum: _Out, n: SupportsIndex, /
+) -> _Array: ...
+def probe_read(
+    sum: _Out, x: _In, eight: object, /
+) -> _Array: ...
+def probe_update(
+    out: _Out, x: _In, /
 ) -> _Array: ...
 def rms_norm_bwd(
     dx: _Out, dweight: _Out, dy: _In, x: _In, weight: _In | None, rstd: _In, offset: SupportsFloat, accumulate:

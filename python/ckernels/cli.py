@@ -13,6 +13,8 @@ import sys
 import time
 import traceback
 
+from .bench.options import add_bench
+
 _CODES = """\
 exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer and no bound); 3 vacuous (nothing was compared);
 4 wrong usage; 5 internal error"""
@@ -76,6 +78,7 @@ def _parser():
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_parity(commands)
     _add_compare(commands)
+    add_bench(commands).set_defaults(run=_bench)
     _add_generate(commands)
     fetch = commands.add_parser(
         "fetch",
@@ -368,7 +371,13 @@ def _compare(arguments):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# ck generate, fetch, doctor
+# ck bench, generate, fetch, doctor
+
+
+def _bench(arguments):
+    from .bench.command import bench
+
+    return bench(arguments, UsageError, Failure)
 
 
 def _model_path(name):

@@ -88,7 +88,8 @@ def memory_stats():
     Returns
     -------
     dict of str to int
-        In bytes: ``in_use``, ``cached`` (kept for reuse), ``peak`` (of both), ``limit`` (of what is kept,
+        In bytes: ``in_use``, ``cached`` (kept for reuse), ``peak`` (of both, since the last
+        :func:`empty_cache`), ``limit`` (of what is kept,
         ``CK_CACHE_LIMIT``).  In calls: ``takes`` and ``reuses`` of large blocks.
 
     Examples
@@ -101,7 +102,7 @@ def memory_stats():
 
 
 def empty_cache():
-    """Give the memory that the arena keeps for reuse back to the system; arrays in use stay.
+    """Give the memory that the arena keeps for reuse back to the system; arrays in use stay, ``peak`` begins anew.
 
     Examples
     --------

@@ -1,0 +1,65 @@
+"""The clock: calls in turn, so that a slow moment hits all of them."""
+
+import statistics
+import time
+
+__all__ = ["alternate", "ratios", "seconds_of"]
+
+_SHORT = 20e-6  # seconds: calls that take less are timed several at a time
+_LEAST = 5  # turns, however long they take
+
+
+def seconds_of(call, *args, repeat=1):
+    """Return how long one call takes; its result lives until the clock has stopped.
+
+    With ``repeat``, the mean of so many calls one after the other: for calls of about a microsecond.
+    """
+    if repeat == 1:
+        start = time.perf_counter()
+        result = call(*args)
+        end = time.perf_counter()
+        del result
+        return end - start
+    turns = range(repeat)
+    start = time.perf_counter()
+    for _ in turns:
+        call(*args)
+    return (time.perf_counter() - start) / repeat
+
+
+def alternate(calls, inputs, seconds):
+    """Call each in turn, on one input after another.
+
+    Parameters
+    ----------
+    calls : list of (before, call)
+        ``before()`` is not timed; ``call(input)`` is.
+    inputs : list
+        Each call takes one, half-way round from that of the call before it, so that none gets what another has just
+        brought into the caches.
+    seconds : float
+        For so long, and at least five turns.
+
+    Returns
+    -------
+    list of list of float
+        The times of each call.
+    """
+    apart, times, repeats = max(1, len(inputs) // max(1, len(calls))), [[] for _ in calls], []
+    for before, call in calls:
+        before()
+        call(inputs[0])
+        took = seconds_of(call, inputs[-1])
+        repeats.append(1 if took > _SHORT else min(256, int(2 * _SHORT / took) + 1))
+    end, turn = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or turn < _LEAST:
+        for i, (before, call) in enumerate(calls):
+            before()
+            times[i].append(seconds_of(call, inputs[(turn + i * apart) % len(inputs)], repeat=repeats[i]))
+        turn += 1
+    return times
+
+
+def ratios(ours, theirs):
+    """Return theirs over ours: of the fastest calls, and the median over neighbours."""
+    return min(theirs) / min(ours), statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
