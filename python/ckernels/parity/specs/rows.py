@@ -22,6 +22,7 @@ EMBEDDING = family(
         Probe("one id 1000 times", lambda r: _embedding(r, shape=(1000,), V=5, C=31, same=True)),
     ],
     _embedding_formula,
+    eager=_embedding_formula,
     wrt=("weight",),
     bitwise=True,
 )
@@ -87,6 +88,7 @@ RMS_NORM = family(
     _rms_norm_formula,
     eager=_rms_norm_eager,
     wrt=("x", "weight"),
+    weights=("weight",),
 )
 
 
@@ -96,7 +98,9 @@ def _add_rms_norm_formula(torch, x, residual, weight, eps):
 
 
 def _add_rms_norm_eager(torch, x, residual, weight, eps):
-    total = residual + x
+    total = residual + x  # in 16 bits it is rounded here, and what is normalised is the rounded sum, as in ours
+    if weight.dtype != total.dtype:
+        return _rms_norm_eager(torch, total.float(), weight, eps).to(total.dtype), total
     return _rms_norm_eager(torch, total, weight, eps), total
 
 
@@ -116,4 +120,6 @@ ADD_RMS_NORM = family(
     eager=_add_rms_norm_eager,
     outputs=("y", "sum"),
     wrt=("x", "residual", "weight"),
+    weights=("weight",),
+    aside=("weight",),
 )
