@@ -339,10 +339,22 @@ def test_generate_prints_text_as_it_comes(monkeypatch, tmp_path, capsys):
     assert cli.main(["generate", str(tmp_path), "a folder"]) == 4
 
 
-@pytest.mark.parametrize("level", ["ops", "layer", "forward", "train", "invariance", "kv"])
-def test_a_dtype_without_kernels_is_not_measured_and_no_pass(level, capsys):
-    assert cli.main(["parity", level, "--dtype", "bfloat16"]) == 3
-    assert "no kernels for bfloat16" in capsys.readouterr().out
+@pytest.mark.parametrize("level", ["layer", "forward", "train", "invariance", "kv"])
+def test_a_level_without_the_dtype_is_not_measured_and_no_pass(level, capsys):
+    assert cli.main(["parity", level, "--dtype", "bfloat16,float16"]) == 3
+    assert "this level runs in float32, not in float16, bfloat16" in capsys.readouterr().out
+
+
+def test_a_dtype_without_kernels_is_not_measured_and_no_pass(monkeypatch, capsys):
+    monkeypatch.setattr("ckernels.parity.ops.build_info", lambda: {"dtypes": "float32,float16"})
+    assert cli.main(["parity", "ops", "--dtype", "bfloat16"]) == 3
+    assert "no kernels for bfloat16 in this build" in capsys.readouterr().out
+
+
+def test_several_dtypes_may_be_asked_for(capsys):
+    assert cli.main(["parity", "ops", "--op", "add", "--dtype", "bfloat16, float32", "--format", "json"]) == 0
+    cases = json.loads(capsys.readouterr().out)["cases"]
+    assert {c["dtype"] for c in cases if c["isa"] == "reference"} == {"float32", "bfloat16"}
 
 
 def test_an_unknown_dtype_is_wrong_usage(capsys):

@@ -39,7 +39,6 @@ from ckernels.ops.attention import (
 )
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
-from ckernels.ops.glu import swiglu, swiglu_backward, swiglu_forward
 from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
 from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
@@ -53,6 +52,7 @@ from ckernels.ops.heads import (
     tokens_to_heads,
     tokens_to_heads_backward,
     tokens_to_heads_forward,
+)
 from ckernels.ops.glu import (
     geglu,
     geglu_backward,

@@ -21,12 +21,15 @@ NOT_MEASURED = "NOT_MEASURED"
 UNMEASURED = "UNMEASURED"
 ERROR = "ERROR"
 
+#: The dtypes that may be asked for.
+DTYPES = ("float32", "float16", "bfloat16")
+
 PASSING = frozenset({Verdict.EXACT, Verdict.WITHIN_BUDGET, Verdict.EQUIVALENT_AT_OUTPUT})
 FAILING = frozenset({Verdict.EXCESS_DRIFT, Verdict.STRUCTURAL, Verdict.REFERENCE_WRONG, UNMEASURED, ERROR})
 
 #: Levels in the order in which ``ck parity`` runs them: name, module, headline.
 LEVELS = {
-    "ops": ("ckernels.parity.ops", "level 1: every op, forward and backward, on every instruction set"),
+    "ops": ("ckernels.parity.ops", "level 1: every op, forward and backward, in every dtype, on every instruction set"),
     "layer": ("ckernels.parity.layer", "level 2: the decoder layer, stage by stage, forward and backward"),
     "forward": ("ckernels.parity.forward", "level 4: a real model's logits"),
     "train": ("ckernels.parity.train", "level 5: training steps"),
@@ -43,6 +46,7 @@ class Options:
     """What the user asked for. A level reads the fields that concern it.
 
     ``level`` is the level being run: a module that serves two levels ("invariance" and "kv") tells them apart by it.
+    ``dtype`` may name several with commas between them; :func:`dtypes_of` takes them apart.
     ``progress(text)`` may be called with what is being worked on; ``None`` where nobody looks.
     """
 
@@ -69,6 +73,17 @@ class Options:
             self.progress(text)
 
 
+def dtypes_of(options):
+    """Return the dtypes asked for, in the order of DTYPES, or None; OptionError where one is none of them."""
+    if options.dtype is None:
+        return None
+    asked = [name.strip() for name in options.dtype.split(",")]
+    for name in asked:
+        if name not in DTYPES:
+            raise OptionError(f"no dtype is called {name!r}; there are {', '.join(DTYPES)}")
+    return tuple(name for name in DTYPES if name in asked)
+
+
 @dataclass
 class Case:
     """One thing compared, or the reason why it was not.
@@ -82,7 +97,7 @@ class Case:
     what : str
         Pass and output: "forward", "backward dx", "step 3 weights"...
     dtype, isa : str
-        Of the code under test; "" where it has none.
+        Of the call under test; "" where it has none. A result may have another dtype: see ``report.dtype``.
     verdict : str
         A verdict of :class:`~ckernels.parity.Verdict`, NOT_MEASURED, UNMEASURED or ERROR.
     margin : float or None

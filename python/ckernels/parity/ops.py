@@ -1,4 +1,4 @@
-"""Level 1: every op, forward and backward, on every instruction set, against float64 and PyTorch in float32."""
+"""Level 1: every op, forward and backward, in every dtype, on every instruction set, against float64 and PyTorch."""
 
 import contextlib
 import importlib
@@ -15,9 +15,10 @@ from .levels import Case
 from .machine import blas, build_info
 from .specs import SPECS, names
 
-#: Documented ceilings, relative to the larger of 1 and max|exact|: they hold besides the rule, and are far looser.
-CEILING = 1e-5
-NMSE_CEILING = 1e-7
+#: Documented ceilings by the dtype of a call, which hold besides the rule and are far looser: of the largest error,
+#: relative to the larger of 1 and max|exact|, and of the NMSE.
+CEILING = {"float32": 1e-5, "float16": math.inf, "bfloat16": math.inf}
+NMSE_CEILING = {"float32": 1e-7, "float16": 1e-6, "bfloat16": 1e-4}
 
 # Worse ones last: the verdict of a case is the worst of its probes.
 _ORDER = [
@@ -44,9 +45,9 @@ _ELSEWHERE = {
 
 @dataclass
 class _Tally:
-    """What the probes of one op, output and instruction set came to."""
+    """What the probes of one op, output, dtype and instruction set came to."""
 
-    dtype: str = ""
+    dtype: str
     verdict: str = Verdict.EXACT
     margin: float = 0.0
     worst: object = None  # (report, label) of the worst probe
@@ -62,11 +63,10 @@ class _Tally:
     def add(self, report, probe):
         label = probe.label
         self.probes += 1
-        self.dtype = report.dtype
         verdict, reason = report.verdict, report.reason + (f"; {report.where}" if report.where else "")
-        if report.ok and not probe.extreme:
+        if report.ok and not probe.is_extreme(self.dtype):
             relative = report.max_abs / max(1.0, report.exact_max)
-            if relative > CEILING or report.nmse > NMSE_CEILING:
+            if relative > CEILING[self.dtype] or report.nmse > NMSE_CEILING[self.dtype]:
                 verdict = Verdict.EXCESS_DRIFT
                 reason = f"beyond the documented ceiling: error {relative:.2g}, nmse {report.nmse:.2g}"
         if not verdict.ok:
@@ -90,33 +90,34 @@ class _Tally:
         self.verdict = levels.ERROR
         self.failures.append(f"{label}: {type(exception).__name__}: {exception}")
 
-    def ratio(self):
-        """Our error over the peer's, relative to the result's size, of all probes together: max or RMS, the larger."""
+    def ratios(self):
+        """Our error over the peer's, relative to the result's size, of all probes together: of maximum and of RMS."""
         if not self.peer:
-            return None
+            return None, None
         ours = max(m for m, _ in self.own), math.sqrt(sum(s for _, s in self.own))
         theirs = max(m for m, _ in self.peer), math.sqrt(sum(s for _, s in self.peer))
-        return max(0.0 if a == 0 else a / b if b else math.inf for a, b in zip(ours, theirs, strict=True))
+        return tuple(0.0 if a == 0 else a / b if b else math.inf for a, b in zip(ours, theirs, strict=True))
 
-    def case(self, spec, output, isa):
+    def case(self, spec, what, isa):
         report, label = self.worst or (None, "")
         note = "; ".join(self.failures[:3]) + (f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else "")
         measured = report is not None
+        of_max, of_rms = self.ratios()
         return Case(
             "ops",
             spec.name,
-            f"{spec.what} {output}".strip(),
+            what,
             self.dtype,
             isa,
             self.verdict,
             self.margin if measured else None,
             self.error if measured else None,
             self.peer_error if self.peer else None,
-            self.ratio(),
+            None if of_max is None else max(of_max, of_rms),
             self.nmse if measured else None,
             note,
             self.seconds,
-            {"probes": self.probes, "worst_probe": label},
+            {"probes": self.probes, "worst_probe": label, "ratio_max": of_max, "ratio_rms": of_rms},
             report,
         )
 
@@ -170,9 +171,15 @@ def _reasons(ck):
     return {isa: why for isa, why in reasons.items() if isa not in ck.isas()}
 
 
-def _measure(ck, spec, probe, isas, seed, tallies, errors):
+def _check_dtype(spec, name, array, inputs):
+    """A result of another dtype than documented is wrong, however small its error."""
+    dtype, expected = np.asarray(array).dtype, spec.result_dtype(name, inputs)
+    if dtype.kind not in "iub" and dtype.name != expected:
+        raise AssertionError(f"the result '{name}' is {dtype.name}, not {expected}")
+
+
+def _measure(ck, spec, probe, isas, inputs, dtype, tallies, errors):
     """Run one probe on every instruction set; the references are computed once."""
-    inputs = spec.inputs(probe, seed)
     exact, peer = spec.exact(inputs), spec.peer(inputs)
     bound = None if spec.bound is None else spec.bound(inputs)
     before = {key: value.copy() for key, value in inputs.items() if isinstance(value, np.ndarray)}
@@ -183,11 +190,12 @@ def _measure(ck, spec, probe, isas, seed, tallies, errors):
             with _on(ck, isa):
                 outputs = spec.run(ck, inputs)
             for key, value in before.items():
-                if not np.array_equal(value, inputs[key], equal_nan=value.dtype.kind == "f"):
+                if value.tobytes() != inputs[key].tobytes():
                     raise AssertionError(f"the input '{key}' was modified")
             reports = {}
             for name, value in exact.items():
-                what = f"{spec.name} {spec.what} {name} ({probe.label}) on {isa}"
+                what = f"{spec.name} {spec.what} {name} ({probe.label}) {dtype} on {isa}"
+                _check_dtype(spec, name, outputs[name], inputs)
                 if spec.bitwise:
                     reports[name] = compare(outputs[name], peer[name], bitwise=True, name=what)
                 else:
@@ -196,27 +204,38 @@ def _measure(ck, spec, probe, isas, seed, tallies, errors):
             errors.setdefault(isa, []).append((exception, probe.label))
             continue
         for name, report in reports.items():
-            tally = tallies.setdefault((isa, name), _Tally())
+            tally = tallies.setdefault((isa, name), _Tally(dtype))
             tally.add(report, probe)
             tally.seconds += (time.perf_counter() - start) / len(reports)
 
 
-def _cases_of(ck, spec, isas, options):
+def _variants(spec, dtype):
+    """Yield (dtype of the weights, suffix of the pass): 16-bit ops take float32 weights too."""
+    yield dtype, ""
+    if spec.weights and dtype != "float32":
+        yield "float32", ", float32 weights"
+
+
+def _cases_of(ck, spec, dtype, isas, options):
     probes = [p for p in spec.probes if p.quick or not options.quick]
-    tallies, errors = {}, {}
     rounds = 5 if options.stress else 2 if options.full else 1
-    for repeat in range(rounds):
-        for probe in probes:
-            options.tell(f"{spec.name} {spec.what}: {probe.label}")
-            _measure(ck, spec, probe, isas, options.seed + repeat, tallies, errors)
-    for isa in isas:
-        for exception, label in errors.get(isa, []):
-            outputs = [name for i, name in tallies if i == isa] or [""]
-            for name in outputs:
-                tallies.setdefault((isa, name), _Tally()).fail(exception, label)
-        for (i, name), tally in tallies.items():
-            if i == isa:
-                yield tally.case(spec, name, isa)
+    for weights, suffix in _variants(spec, dtype):
+        tallies, errors = {}, {}
+        for repeat in range(rounds):
+            for probe in probes:
+                options.tell(f"{spec.name} {spec.what}{suffix}, {dtype}: {probe.label}")
+                inputs = spec.inputs(probe, options.seed + repeat, dtype, weights)
+                if suffix and not any(isinstance(inputs.get(name), np.ndarray) for name in spec.weights):
+                    continue
+                _measure(ck, spec, probe, isas, inputs, dtype, tallies, errors)
+        for isa in isas:
+            for exception, label in errors.get(isa, []):
+                outputs = [name for i, name in tallies if i == isa] or [""]
+                for name in outputs:
+                    tallies.setdefault((isa, name), _Tally(dtype)).fail(exception, label)
+            for (i, name), tally in tallies.items():
+                if i == isa:
+                    yield tally.case(spec, f"{spec.what} {name}{suffix}".strip(), isa)
 
 
 def run(options, ck=None):
@@ -225,7 +244,8 @@ def run(options, ck=None):
     Parameters
     ----------
     options : Options
-        ``op``, ``isa``, ``dtype``, ``seed``, ``quick`` (fewer probes), ``full`` and ``stress`` (more seeds).
+        ``op``, ``isa``, ``dtype`` (several with commas between them; by default all), ``seed``, ``quick`` (fewer
+        probes), ``full`` and ``stress`` (more seeds).
     ck : module, optional
         The package under test, by default this one.
     """
@@ -233,8 +253,14 @@ def run(options, ck=None):
         ck = importlib.import_module("ckernels")
     if options.op and options.op not in names():
         raise levels.OptionError(f"no op is called '{options.op}'; there are {', '.join(names())}")
-    if options.dtype not in (None, "float32"):
-        yield levels.not_measured("ops", options.op or "all ops", f"no kernels for {options.dtype} in this build")
+    built = build_info()["dtypes"].replace(",", " ").split()
+    dtypes = levels.dtypes_of(options) or levels.DTYPES
+    for dtype in dtypes:
+        if dtype not in built:
+            why = f"no kernels for {dtype} in this build"
+            yield levels.not_measured("ops", options.op or "all ops", why, dtype=dtype)
+    dtypes = [dtype for dtype in dtypes if dtype in built]
+    if not dtypes:
         return
     isas = _isas_to_run(ck, options)
     if importlib.util.find_spec("torch") is None:
@@ -243,7 +269,7 @@ def run(options, ck=None):
         )
         return
     with _one_thread():
-        yield from _measured(ck, isas, options)
+        yield from _measured(ck, dtypes, isas, options)
     for isa, why in _reasons(ck).items():
         if options.isa in (None, isa):
             yield levels.not_measured("ops", options.op or "all ops", why, isa=isa)
@@ -262,7 +288,7 @@ def _one_thread():
         torch.set_num_threads(before)
 
 
-def _measured(ck, isas, options):
+def _measured(ck, dtypes, isas, options):
     with_blas, lacking = _has_openblas(ck)
     if not with_blas and options.op in (None, *_WITH_BLAS):
         yield levels.not_measured("ops", options.op or "linear, matmul", lacking, isa=OPENBLAS)
@@ -270,10 +296,13 @@ def _measured(ck, isas, options):
         if options.op not in (None, spec.name):
             continue
         missing = [name for name in spec.needs if _lookup(ck, name) is None]
-        if missing:
-            yield levels.unmeasured(
-                "ops", spec.name, f"the package has no {', '.join(missing)}", spec.what, dtype="float32"
-            )
-            continue
         extra = [OPENBLAS] if spec.name in _WITH_BLAS and with_blas and options.isa in (None, OPENBLAS) else []
-        yield from _cases_of(ck, spec, [*isas, *extra], options)
+        for dtype in dtypes:
+            if dtype not in spec.dtypes:
+                continue
+            if missing:
+                why = f"the package has no {', '.join(missing)}"
+                yield levels.unmeasured("ops", spec.name, why, spec.what, dtype=dtype)
+            else:
+                # OpenBLAS multiplies float32 alone; 16-bit products keep to the kernels of this package.
+                yield from _cases_of(ck, spec, dtype, [*isas, *(extra if dtype == "float32" else [])], options)

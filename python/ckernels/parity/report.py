@@ -118,7 +118,8 @@ class Summary:
 
 
 def _label(case):
-    return " ".join(part for part in (case.name, case.what, case.isa) if part)
+    dtype = "" if case.dtype == "float32" else case.dtype
+    return " ".join(part for part in (case.name, case.what, dtype, case.isa) if part)
 
 
 class TextReport:

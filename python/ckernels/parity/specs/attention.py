@@ -46,7 +46,12 @@ SOFTMAX = family(
     "softmax",
     [
         Probe("7 rows of 97", lambda r: {"x": normal(r, 7, 97, scale=3)}, quick=True),
-        Probe("logits of ±200", lambda r: {"x": (200 * r.uniform(-1, 1, (5, 33))).astype(np.float32)}, quick=True),
+        Probe(
+            "logits of ±200",
+            lambda r: {"x": (200 * r.uniform(-1, 1, (5, 33))).astype(np.float32)},
+            quick=True,
+            extreme=("float16", "bfloat16"),
+        ),
         Probe("near ties at 200", lambda r: {"x": normal(r, 5, 65) + np.float32(200)}),
         Probe("increasing", lambda r: {"x": _increasing(r, 3, 1031)}),
         Probe("float mask, one row empty", _softmax_mask),
@@ -54,6 +59,7 @@ SOFTMAX = family(
         Probe("rows of 17", lambda r: {"x": normal(r, 5, 17)}),
     ],
     _softmax_formula,
+    eager=_softmax_formula,
 )
 
 
@@ -105,10 +111,15 @@ def _attention_formula(
 
 
 def _attention_eager(torch, q, k, v, attn_mask=None, is_causal=False, scale=None, **rest):
-    if any(value is not None and not (key == "q_offset" and isinstance(value, int)) for key, value in rest.items()):
+    if rest.get("sinks") is not None:  # as transformers does: one more column of the scores, in their dtype
+        rest["sinks"] = rest["sinks"].to(q.dtype)
         return _attention_formula(torch, q, k, v, attn_mask, is_causal, scale, **rest)
-    if rest.get("q_offset", 0) or (is_causal and attn_mask is not None):
-        return _attention_formula(torch, q, k, v, attn_mask, is_causal, scale, **rest)
+    asked = any(value is not None and not (key == "q_offset" and isinstance(value, int)) for key, value in rest.items())
+    if asked or rest.get("q_offset", 0) or (is_causal and attn_mask is not None):  # not in PyTorch: in float32
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.float()
+        result = _attention_formula(torch, q.float(), k.float(), v.float(), attn_mask, is_causal, scale, **rest)
+        return tuple(r.to(q.dtype) for r in result) if isinstance(result, tuple) else result.to(q.dtype)
     return torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -159,7 +170,7 @@ def _sinks(heads):
 
 def _attention_probes():
     def probe(label, *sizes, quick=False, **options):
-        extreme = options.get("loud", 1.0) > 20
+        extreme = options.get("loud", 1.0) > 20 or (("float16", "bfloat16") if options.get("grow") else False)
         return Probe(label, lambda r: _attention_inputs(r, *sizes, **options), quick, extreme)
 
     return [
@@ -190,11 +201,13 @@ ATTENTION = family(
     _attention_formula,
     eager=_attention_eager,
     wrt=("q", "k", "v", "sinks"),
+    floats=("sinks",),
+    aside=("sinks",),
 )
 
 
 def _lse_probe(label, *sizes, quick=False, **options):
-    extreme = options.get("loud", 1.0) > 20
+    extreme = options.get("loud", 1.0) > 20 or (("float16", "bfloat16") if options.get("grow") else False)
     return Probe(label, lambda r: _attention_inputs(r, *sizes, return_lse=True, **options), quick, extreme)
 
 
@@ -211,7 +224,11 @@ LSE = [
             _lse_probe("sinks and an empty row", 2, 6, 3, 7, 18, 32, attn_mask=_dead_row_mask(7, 18), sinks=_sinks(6)),
         ],
         _attention_formula,
+        eager=_attention_eager,
         outputs=("y", "lse"),
         wrt=("q", "k", "v", "sinks"),
+        floats=("sinks",),
+        statistics=("lse",),
+        aside=("sinks", "lse"),
     )
 ]

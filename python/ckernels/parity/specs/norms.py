@@ -46,6 +46,7 @@ RMS_NORM = family(
     _rms_norm_formula,
     eager=_rms_norm_eager,
     wrt=("x", "weight"),
+    weights=("weight",),
 )
 
 
@@ -55,7 +56,9 @@ def _add_rms_norm_formula(torch, x, residual, weight, eps):
 
 
 def _add_rms_norm_eager(torch, x, residual, weight, eps):
-    total = residual + x
+    total = residual + x  # in 16 bits it is rounded here, and what is normalised is the rounded sum, as in ours
+    if weight.dtype != total.dtype:
+        return _rms_norm_eager(torch, total.float(), weight, eps).to(total.dtype), total
     return _rms_norm_eager(torch, total, weight, eps), total
 
 
@@ -75,6 +78,8 @@ ADD_RMS_NORM = family(
     eager=_add_rms_norm_eager,
     outputs=("y", "sum"),
     wrt=("x", "residual", "weight"),
+    weights=("weight",),
+    aside=("weight",),
 )
 
 
@@ -113,6 +118,7 @@ LAYER_NORM = family(
     _layer_norm_formula,
     eager=_layer_norm_eager,
     wrt=("x", "weight", "bias"),
+    weights=("weight", "bias"),
 )
 
 
@@ -167,4 +173,6 @@ QK_NORM_ROPE = family(
     _qk_norm_rope_formula,
     eager=_qk_norm_rope_eager,
     wrt=("x", "weight"),
+    weights=("weight",),
+    floats=("cos", "sin"),
 )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .spec import OpSpec, Probe, family, normal
+from .spec import OpSpec, Probe, as_array, as_tensor, family, normal
 
 
 def _silu_formula(torch, x):
@@ -83,6 +83,7 @@ CROSS_ENTROPY = family(
     eager=_cross_entropy_eager,
     wrt=("logits",),
     outputs=("loss",),
+    statistics=("loss",),
 )
 
 
@@ -114,12 +115,12 @@ def _sgd_exact(inputs):
 def _sgd_peer(inputs):
     import torch
 
-    parameter = torch.nn.Parameter(torch.from_numpy(inputs["p0"].copy()))
+    parameter = torch.nn.Parameter(as_tensor(inputs["p0"]))
     optimizer = torch.optim.SGD([parameter], foreach=False, **inputs["options"])
     for grad in inputs["grads"]:
-        parameter.grad = torch.from_numpy(grad.copy())
+        parameter.grad = as_tensor(grad)
         optimizer.step()
-    return {"weight": parameter.detach().numpy()}
+    return {"weight": as_array(parameter)}
 
 
 def _sgd_probe(label, quick=False, **options):

@@ -26,6 +26,7 @@ LINEAR = family(
         Probe("130 rows, 64 to 100", lambda r: _linear_inputs(r, 130, 64, N=100)),
     ],
     _linear_formula,
+    eager=_linear_formula,
     wrt=("x", "weight", "bias"),
 )
 
@@ -50,5 +51,6 @@ MATMUL = family(
         Probe("both", lambda r: _matmul_inputs(r, M=6, K=257, N=11, transpose_a=True, transpose_b=True)),
     ],
     _matmul_formula,
+    eager=_matmul_formula,
     wrt=("a", "b"),
 )

@@ -45,6 +45,7 @@ ROPE_TABLE = [
         _rope_table_peer,
         # Angles are double, so each value is rounded once: half an ulp of one.
         bound=lambda inputs: 2.0**-24,
+        dtypes=("float32",),
     )
 ]
 
@@ -94,4 +95,5 @@ ROPE = family(
         Probe("D 34", lambda r: _rope_inputs(r, 3, 2, 19, 34, start=7)),
     ],
     _rope_formula,
+    floats=("cos", "sin"),
 )

@@ -22,6 +22,7 @@ EMBEDDING = family(
         Probe("one id 1000 times", lambda r: _embedding(r, shape=(1000,), V=5, C=31, same=True)),
     ],
     _embedding_formula,
+    eager=_embedding_formula,
     wrt=("weight",),
     bitwise=True,
 )
