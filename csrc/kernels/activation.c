@@ -17,7 +17,7 @@ forward(const ck_array *y_, const ck_array *x_, size_t R, size_t C, v16 cap, ck_
         elem *y = (elem *)ck_row(y_, s.row) + s.column;
         size_t c = 0;
         if (stream) {
-            for (size_t head = ck_head(y, sizeof *y, s.n); c < head; c = c + 16 < head ? c + 16 : head)
+            for (size_t head = ck_head(y, s.n); c < head; c = c + 16 < head ? c + 16 : head)
                 v16_store(y + c, f(v16_load(x + c, head - c), cap), head - c);
             for (; c + 16 <= s.n; c += 16)
                 v16_stream(y + c, f(v16_load(x + c, 16), cap), 16);
@@ -42,7 +42,7 @@ backward(const ck_array *dx_, const ck_array *dy_, const ck_array *x_, size_t R,
         elem *dx = (elem *)ck_row(dx_, s.row) + s.column;
         size_t c = 0;
         if (stream) {
-            for (size_t head = ck_head(dx, sizeof *dx, s.n); c < head; c = c + 16 < head ? c + 16 : head)
+            for (size_t head = ck_head(dx, s.n); c < head; c = c + 16 < head ? c + 16 : head)
                 v16_store(dx + c, g(v16_load(dy + c, head - c), v16_load(x + c, head - c), cap), head - c);
             for (; c + 16 <= s.n; c += 16)
                 v16_stream(dx + c, g(v16_load(dy + c, 16), v16_load(x + c, 16), cap), 16);

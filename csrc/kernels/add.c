@@ -12,19 +12,20 @@ forward(const struct ck_add_fwd *a, ck_task task, bool stream)
         const elem *x = (const elem *)ck_row(&a->x, s.row) + s.column;
         const elem *y = (const elem *)ck_row(&a->y, s.row) + s.column;
         elem *out = (elem *)ck_row(&a->out, s.row) + s.column;
-        CK_EACH(c, w, out, s.n, stream, {
+        CK_WALK(c, w, out, s.n, stream, {
             v16_put(out + c, v16_fma(v16_load(y + c, w), alpha, v16_load(x + c, w)), w, stream);
         });
     }
+    if (stream)
+        ck_stream_end();
 }
 
 CK_KERNEL(add_fwd)
 {
-    if (task.stream)
+    if (a->out.data != a->x.data && a->out.data != a->y.data && ck_streams(3 * a->R * a->C * sizeof(elem)))
         forward(a, task, true);
     else
         forward(a, task, false);
-    ck_stream_end();
 }
 
 CK_TEMPLATE void
@@ -35,20 +36,21 @@ backward(const struct ck_add_bwd *a, ck_task task, bool stream)
     for (ck_stretch s = ck_first_stretch(task, a->C); s.n != 0; s = ck_next_stretch(s, task, a->C)) {
         const elem *dout = (const elem *)ck_row(&a->dout, s.row) + s.column;
         elem *dx = (elem *)ck_row(&a->dx, s.row) + s.column, *dy = (elem *)ck_row(&a->dy, s.row) + s.column;
-        CK_EACH(c, w, dy, s.n, stream, {
+        CK_WALK(c, w, dy, s.n, stream, {
             const v16 d = v16_load(dout + c, w);
             if (dx != dout)
                 v16_put(dx + c, d, w, stream);
             v16_put(dy + c, v16_mul(d, alpha), w, stream);
         });
     }
+    if (stream)
+        ck_stream_end();
 }
 
 CK_KERNEL(add_bwd)
 {
-    if (task.stream)
+    if (a->dx.data != a->dout.data && a->dy.data != a->dout.data && ck_streams(3 * a->R * a->C * sizeof(elem)))
         backward(a, task, true);
     else
         backward(a, task, false);
-    ck_stream_end();
 }

@@ -26,7 +26,7 @@ forward(const struct ck_swiglu_fwd *a, ck_task task, function *f)
         elem *y = AT(a->y);
         size_t c = 0;
         if (stream) {
-            for (size_t head = ck_head(y, sizeof *y, s.n); c < head; c = c + 16 < head ? c + 16 : head)
+            for (size_t head = ck_head(y, s.n); c < head; c = c + 16 < head ? c + 16 : head)
                 v16_store(y + c, forward_at(gate + c, up + c, head - c, f), head - c);
             for (; c + 16 <= s.n; c += 16)
                 v16_stream(y + c, forward_at(gate + c, up + c, 16, f), 16);
@@ -62,7 +62,7 @@ backward(const struct ck_swiglu_bwd *a, ck_task task, both *f)
         size_t c = 0;
         v16 g, u;
         if (stream) {
-            for (size_t head = ck_head(dgate, sizeof *dgate, s.n); c < head; c = c + 16 < head ? c + 16 : head) {
+            for (size_t head = ck_head(dgate, s.n); c < head; c = c + 16 < head ? c + 16 : head) {
                 u = backward_at(dy + c, gate + c, up + c, head - c, &g, f);
                 v16_store(dgate + c, g, head - c);
                 v16_store(dup + c, u, head - c);

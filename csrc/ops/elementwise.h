@@ -37,22 +37,4 @@ ck_next_stretch(ck_stretch s, ck_task task, size_t C)
 
 /* Elements of a task: a multiple of every vector width, some microseconds of work. */
 enum { CK_ELEMENTS = 16384 };
-
-/*
- * Whether a call whose arrays take so many bytes is to stream its output past the caches: they have outgrown them, so that
- * a plain store would only read each line first (docs/decisions/0003).  Not in place: there the lines are at hand.
- */
-static inline bool
-ck_streams(size_t bytes)
-{
-    return bytes > (size_t)32 << 20;
-}
-
-/* Elements of n before the first whole line at p. */
-static inline size_t
-ck_head(const void *p, size_t width, size_t n)
-{
-    const size_t head = -(uintptr_t)p % 64 / width;
-    return head < n ? head : n;
-}
 #endif

@@ -11,9 +11,12 @@
 #include <unistd.h>
 
 /*
- * The pool.  A job is published by one release store of its number in `posted`; threads claim tasks from `next` and
- * count them off in `left`.  The caller works too, as thread 0.  Workers spin for about 50 us after a job, because the
- * next op of a layer follows at once, then sleep on the same word: a spinning thread without a core stalls everyone.
+ * The pool.  A job is published by one release store of its number in `posted`.  Its tasks are dealt out in as many runs
+ * of neighbours as there are threads: a thread claims those of its own run one by one, then those that are left of the
+ * others', and counts each off in `left`.  So a thread that has no core stalls nobody, and still the same thread mostly
+ * meets the same share of an array in one op after the other, in its own cache.  The caller works too, as thread 0.
+ * Workers spin for about 50 us after a job, because the next op of a layer follows at once, then sleep on the same
+ * word: a spinning thread without a core stalls everyone.
  *
  * One job at a time: a second thread that calls meanwhile runs its tasks itself.  Nobody ever waits for the pool, so a
  * signal's handler may call ops, change the number of threads or fork while an op is at work below it.
@@ -22,7 +25,9 @@
 #define CK_POLL_NS (100 * 1000 * 1000) /* a test asks more often */
 #endif
 enum { SPIN_NS = 50 * 1000, CHECK_EVERY = 64, YIELD_EVERY = 4096 };
-#define CLOSED (SIZE_MAX / 2) /* `next` while a job is being written, or when it is called off: nothing to claim */
+#define CLOSED (SIZE_MAX / 2) /* a run while a job is being written, or when it is called off: nothing to claim */
+
+typedef struct { _Alignas(64) atomic_size_t next; } ck_run_of_tasks;
 
 static struct {
     atomic_size_t n_threads; /* wanted by the next job */
@@ -32,12 +37,12 @@ static struct {
     ck_job job;
     size_t team;             /* threads of this job, the caller included */
     char *scratch;           /* one share for each of them */
-    _Alignas(64) atomic_size_t next;   /* task to claim */
+    ck_run_of_tasks run[CK_MAX_THREADS]; /* the task to claim next, one for each thread */
     _Alignas(64) atomic_size_t left;   /* tasks not done */
     _Alignas(64) atomic_uint inside;   /* workers that may still look at the job */
     _Alignas(64) atomic_uint posted;   /* number of the latest job */
     atomic_uint asleep, forks;
-} pool = {.n_threads = 1};
+} pool = {.n_threads = 1, .run = {[0 ... CK_MAX_THREADS - 1] = {CLOSED}}};
 
 static int64_t
 now_ns(void)
@@ -62,7 +67,7 @@ run_task(const ck_job *job, size_t i, char *scratch)
 {
     const size_t begin = i * job->grain, end = job->n - begin < job->grain ? job->n : begin + job->grain;
     char *work = job->work != NULL ? (char *)job->work + i * job->work_each : NULL;
-    job->kernel(job->args, (ck_task){begin, end, work, scratch, job->stream});
+    job->kernel(job->args, (ck_task){begin, end, work, scratch});
 }
 
 /*
@@ -84,19 +89,46 @@ asked_to_stop(void)
     return poll() || atomic_load(&pool.forks) != forks;
 }
 
+/* The first task of a run; that of the next run is its end. */
+static size_t
+run_begin(size_t run, size_t blocks, size_t team)
+{
+    return blocks / team * run + blocks % team * run / team;
+}
+
+/* The next task for a thread, or `blocks` where none is left.  `*run` is where it looks: first its own. */
+static size_t
+claim(size_t *run, size_t thread, size_t blocks, size_t team)
+{
+    do {
+        const size_t i = atomic_fetch_add(&pool.run[*run].next, 1);
+        if (i < run_begin(*run + 1, blocks, team))
+            return i;
+        *run = (*run + 1) % team;
+    } while (*run != thread);
+    return blocks;
+}
+
 static void
 claim_as_worker(size_t thread)
 {
-    /* An open `next` shows a whole job, and none will replace it while this thread is `inside`. */
-    if (atomic_load(&pool.next) >= CLOSED || thread >= pool.team)
+    /* An open run shows a whole job, and none will replace it while this thread is `inside`. */
+    if (atomic_load(&pool.run[thread].next) >= CLOSED)
         return;
+    const size_t blocks = ck_blocks(pool.job.n, pool.job.grain);
     char *scratch = pool.scratch != NULL ? pool.scratch + thread * pool.job.scratch_each : NULL;
-    for (size_t i; (i = atomic_fetch_add(&pool.next, 1)) < CLOSED;) {
-        if (i >= ck_blocks(pool.job.n, pool.job.grain))
-            break;
+    size_t run = thread;
+    for (size_t i; (i = claim(&run, thread, blocks, pool.team)) < blocks;) {
         run_task(&pool.job, i, scratch);
         atomic_fetch_sub(&pool.left, 1);
     }
+}
+
+static void
+close_runs(void)
+{
+    for (size_t run = 0; run < CK_MAX_THREADS; run++)
+        atomic_store(&pool.run[run].next, CLOSED);
 }
 
 static void
@@ -133,7 +165,7 @@ after_fork(void)
 {
     pool.n_workers = 0;
     atomic_store(&pool.busy, false);
-    atomic_store(&pool.next, CLOSED);
+    close_runs();
     atomic_store(&pool.left, 0);
     atomic_store(&pool.inside, 0);
     atomic_store(&pool.asleep, 0);
@@ -174,20 +206,22 @@ spin(unsigned turn)
 }
 
 /*
- * Publish the job.  First `next` is closed, then late workers leave: whoever comes in from here on finds nothing to
+ * Publish the job.  First the runs are closed, then late workers leave: whoever comes in from here on finds nothing to
  * claim until the job is whole.  (In the other order one could slip in between and see half of it.)
  */
 static void
 post(const ck_job *job, size_t blocks, size_t team, char *scratch)
 {
-    atomic_store(&pool.next, CLOSED);
+    for (size_t run = 0; run < pool.team; run++)
+        atomic_store(&pool.run[run].next, CLOSED);
     for (unsigned turn = 1; atomic_load(&pool.inside) != 0; turn++)
         spin(turn);
     pool.job = *job;
     pool.team = team;
     pool.scratch = scratch;
     atomic_store(&pool.left, blocks);
-    atomic_store(&pool.next, 0);
+    for (size_t run = team; run-- > 0;)
+        atomic_store(&pool.run[run].next, run_begin(run, blocks, team));
     atomic_fetch_add(&pool.posted, 1);
     if (atomic_load(&pool.asleep) != 0)
         syscall(SYS_futex, &pool.posted, FUTEX_WAKE_PRIVATE, CK_MAX_THREADS, NULL, NULL, 0);
@@ -195,16 +229,19 @@ post(const ck_job *job, size_t blocks, size_t team, char *scratch)
 
 /* Claim until nothing is left; false when asked to stop, and then nobody claims any more. */
 static bool
-claim_as_caller(const ck_job *job, size_t blocks, char *scratch)
+claim_as_caller(const ck_job *job, size_t blocks, size_t team, char *scratch)
 {
-    for (size_t i; (i = atomic_fetch_add(&pool.next, 1)) < blocks;) {
+    size_t own = 0;
+    for (size_t i; (i = claim(&own, 0, blocks, team)) < blocks;) {
         run_task(job, i, scratch);
         atomic_fetch_sub(&pool.left, 1);
-        if (asked_to_stop()) {
-            const size_t claimed = atomic_exchange(&pool.next, CLOSED);
-            atomic_fetch_sub(&pool.left, claimed < blocks ? blocks - claimed : 0);
-            return false;
+        if (!asked_to_stop())
+            continue;
+        for (size_t run = 0; run < team; run++) {
+            const size_t claimed = atomic_exchange(&pool.run[run].next, CLOSED), end = run_begin(run + 1, blocks, team);
+            atomic_fetch_sub(&pool.left, claimed < end ? end - claimed : 0);
         }
+        return false;
     }
     return true;
 }
@@ -214,7 +251,7 @@ run_in_pool(const ck_job *job, size_t blocks, size_t team, char *scratch)
 {
     start_workers(team);
     post(job, blocks, team, scratch);
-    const bool all = claim_as_caller(job, blocks, scratch);
+    const bool all = claim_as_caller(job, blocks, team, scratch);
     for (unsigned turn = 1; atomic_load(&pool.left) != 0; turn++)
         spin(turn);
     return all ? CK_OK : CK_INTERRUPTED;

@@ -16,21 +16,7 @@ typedef struct {
     void *work;
     size_t work_each;
     size_t scratch_each;
-    bool stream;
 } ck_job;
-
-/*
- * Whether outputs should go past the caches: where inputs and outputs of a call together, `bytes`, outgrow them.  A plain
- * store reads the line first and leaves it where the next op would find it.  It changes no bit of a result.  Not for an
- * output that is an input too.  Measured in docs/decisions/0003-streaming-stores.md.
- */
-enum { CK_STREAM_BYTES = 32 << 20 };
-
-static inline bool
-ck_streams(size_t bytes)
-{
-    return bytes > CK_STREAM_BYTES;
-}
 
 /* All tasks are done on CK_OK.  CK_NO_MEMORY: none was begun.  CK_INTERRUPTED: some were not. */
 ck_status ck_run(const ck_job *job);
@@ -39,12 +25,6 @@ static inline ck_status
 ck_tasks(size_t n, size_t grain, ck_kernel *kernel, const void *args)
 {
     return ck_run(&(ck_job){.kernel = kernel, .args = args, .n = n, .grain = grain});
-}
-
-static inline ck_status
-ck_tasks_streamed(size_t n, size_t grain, ck_kernel *kernel, const void *args, bool stream)
-{
-    return ck_run(&(ck_job){.kernel = kernel, .args = args, .n = n, .grain = grain, .stream = stream});
 }
 
 /* Blocks of `grain` that cover n. */

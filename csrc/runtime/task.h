@@ -10,7 +10,6 @@ typedef struct {
     size_t begin, end;
     void *work;    /* of this task: what it leaves for the fold that follows */
     void *scratch; /* of this thread: nothing in it outlives the task */
-    bool stream;   /* store outputs past the caches: see ck_streams() */
 } ck_task;
 
 typedef void ck_kernel(const void *args, ck_task task);
