@@ -348,7 +348,7 @@ REFUSALS = [
      lambda: AdamW({"w": np.lib.stride_tricks.as_strided(P.copy(), (2, 8), (0, 4))})),
     (ValueError, r"AdamW\(\): 'params'\[0\] must be contiguous along its last axis", lambda: AdamW([P[:, ::2]])),
     (ValueError, r"AdamW\(\): 'params' holds the same array twice", lambda: AdamW([P, P])),
-    (ValueError, r"AdamW\(\): 'params'\['a'\] is written and overlaps 'params'\['b'\]", 
+    (ValueError, r"AdamW\(\): 'params'\['a'\] is written and overlaps 'params'\['b'\]",
      lambda: AdamW({"a": P, "b": P[:1]})),
     (ValueError, r"AdamW\(\): a group of 'params' has no 'params'", lambda: AdamW([{"lr": 1}])),
     (ValueError, r"AdamW\(\): a group of 'params' has 'momentum', which is no option",

@@ -39,20 +39,6 @@ from ckernels.ops.attention import (
 )
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
-from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
-from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
-from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
-from ckernels.ops.heads import (
-    heads_to_tokens,
-    heads_to_tokens_backward,
-    heads_to_tokens_forward,
-    split_qkv,
-    split_qkv_backward,
-    split_qkv_forward,
-    tokens_to_heads,
-    tokens_to_heads_backward,
-    tokens_to_heads_forward,
-)
 from ckernels.ops.glu import (
     geglu,
     geglu_backward,
@@ -64,6 +50,20 @@ from ckernels.ops.glu import (
     swiglu_backward,
     swiglu_forward,
 )
+from ckernels.ops.heads import (
+    heads_to_tokens,
+    heads_to_tokens_backward,
+    heads_to_tokens_forward,
+    split_qkv,
+    split_qkv_backward,
+    split_qkv_forward,
+    tokens_to_heads,
+    tokens_to_heads_backward,
+    tokens_to_heads_forward,
+)
+from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
+from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
+from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
 from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
