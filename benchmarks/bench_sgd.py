@@ -2,16 +2,11 @@
 
 PyTorch's peers are its fused kernel, which is at the limit too, and what a user gets without asking (foreach).
 """
-from optimizers import DECODER, ONE, run_optimizer
+from optimizers import DECODER, ONE, bench
 
-CASES = {
-    "plain": {},
-    "momentum": {"momentum": 0.9},
-    "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
-}
-for peer in "fused", "foreach":
-    for case, options in CASES.items():
-        run_optimizer("SGD", case, DECODER, peer, options, nbytes=20 if options else 12)
-    run_optimizer("SGD", "momentum, one of 16 M", ONE, peer, CASES["momentum"], nbytes=20)
-run_optimizer("SGD", "momentum, clipped", DECODER, "fused", CASES["momentum"], nbytes=24, max_norm=1.0)
-run_optimizer("SGD", "momentum, bfloat16", ONE, "fused", CASES["momentum"], nbytes=14, dtype="bfloat16")
+MOMENTUM = {"momentum": 0.9}
+bench("SGD", "momentum, one of 16 M", ONE, MOMENTUM, state=8)
+bench("SGD", "momentum, 272", DECODER, MOMENTUM, state=8)
+bench("SGD", "plain", DECODER, {}, state=0)
+bench("SGD", "nesterov, decay", DECODER, MOMENTUM | {"nesterov": True, "weight_decay": 0.01}, state=8)
+bench("SGD", "momentum, clipped", DECODER, MOMENTUM, state=8, max_norm=1.0)
