@@ -52,7 +52,7 @@ def array_of(parameter, rng, size, star, kinds):
     if parameter.kind == "double" and (parameter.written or parameter.listed):
         return np.ones(1)  # a total, or the number of a step
     array = np.zeros(shape, kinds[parameter.kind])
-    if parameter.kind in ("elem", "weight", "float"):
+    if parameter.kind in ("elem", "weight", "either", "float"):
         array[...] = rng.uniform(0.5, 1.5, array.shape)
     return array
 
@@ -62,7 +62,7 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
 
     ``dtype`` is that of the call; ``weights`` that of norm weights and biases, which may be float32 beside 16-bit x.
     """
-    kinds = ARRAYS | {"elem": dtype, "weight": weights or dtype}
+    kinds = ARRAYS | {"elem": dtype, "weight": weights or dtype, "either": weights or dtype}
     declared = parameters(op)
     given = set().union(*(p.letters for p in declared if not p.written and not p.optional))
     needed = set().union(*(p.letters for p in declared if p.written and not p.optional))

@@ -28,7 +28,9 @@ class Pretender:
     def __init__(self, op=None, before=None, after=None, outputs=None):
         self.op, self.before, self.after, self.outputs = op, before, after, outputs
         self.current = "reference"
-        self.optim = SimpleNamespace(SGD=self._sgd)
+        self.optim = SimpleNamespace(
+            SGD=self._optimizer("SGD"), AdamW=self._optimizer("AdamW"), clip_grad_norm=self._clip_grad_norm
+        )
         for spec in SPECS:
             if spec.what == "forward":
                 setattr(self, spec.name, self._forward(spec))
@@ -87,17 +89,31 @@ class Pretender:
 
         return call
 
-    def _sgd(self, params, **options):
+    def _optimizer(self, name):
         """Recompute all steps so far at every step: slow, and plainly torch's optimizer."""
-        spec = next(s for s in SPECS if s.name == "SGD")
-        start, grads = {k: v.copy() for k, v in params.items()}, []
+        spec = next(s for s in SPECS if s.name == name)
 
-        def step(given):
-            grads.append(given["weight"])
-            inputs = {"p0": start["weight"], "grads": grads, "options": options}
-            params["weight"][...] = self._finish("SGD", self._compute(spec, self._wrong("SGD", inputs)))["weight"]
+        def make(params, **options):
+            start, grads, state = {k: v.copy() for k, v in params.items()}, [], {}
 
-        return SimpleNamespace(step=step)
+            def step(given):
+                grads.append(given["weight"])
+                inputs = {"p0": start["weight"], "grads": grads, "options": options}
+                found = self._finish(name, self._compute(spec, self._wrong(name, inputs)))
+                params["weight"][...] = found.pop("weight")
+                state[0] = found
+
+            return SimpleNamespace(step=step, state=state)
+
+        return make
+
+    def _clip_grad_norm(self, grads, max_norm):
+        name = "clip_grad_norm"
+        spec = next(s for s in SPECS if s.name == name)
+        found = self._finish(name, self._compute(spec, self._wrong(name, grads | {"max_norm": max_norm})))
+        for key, grad in grads.items():
+            grad[...] = found[key]
+        return float(found["norm"])
 
 
 def cases(package, **options):
@@ -250,6 +266,11 @@ FAULTS = {
     "nesterov ignored": ("SGD", {"before": _changed_options(nesterov=False)}),
     "decay ignored": ("SGD", {"before": _changed_options(weight_decay=0.0)}),
     "dampening ignored": ("SGD", {"before": _changed_options(dampening=0.0)}),
+    "decay of AdamW ignored": ("AdamW", {"before": _changed_options(weight_decay=0.0)}),
+    "eps of AdamW ignored": ("AdamW", {"before": _changed_options(eps=0.0)}),
+    "amsgrad ignored": ("AdamW", {"before": _changed_options(amsgrad=False)}),
+    "state of AdamW halved": ("AdamW", {"after": lambda a: a / 2, "outputs": "exp_avg_sq"}),
+    "clipped by half": ("clip_grad_norm", {"before": _with(max_norm=lambda i: i["max_norm"] / 2)}),
 }
 
 

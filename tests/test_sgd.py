@@ -7,8 +7,9 @@ import torch
 import ckernels as ck
 from ckernels.parity import assert_parity
 from guard import gaps_untouched, guarded, spaced
+from optimizers import assert_rounded_once, assert_same_course, normal, run_ours, run_torch
 
-SHAPES = [(c,) for c in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33)] + [(3, 5), (2, 3, 17), (20000,), (192, 576), ()]
+SHAPES = [(c,) for c in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33)] + [(3, 5), (2, 3, 17), (20000,), (64, 96), ()]
 OPTIONS = [
     {"lr": 0.1},
     {"lr": 0.1, "weight_decay": 0.03},
@@ -19,57 +20,27 @@ OPTIONS = [
 ]
 
 
-def normal(rng, shape):
-    return guarded(rng.standard_normal(shape).astype("f4"))
-
-
-def run_torch(precision, arrays, steps, options, max_norm=None):
-    """Return parameters, buffers and norms after torch.optim.SGD."""
-    params = [torch.nn.Parameter(torch.tensor(a, dtype=precision)) for a in arrays]
-    optimizer, norms = torch.optim.SGD(params, foreach=False, **options), []
-    for grads in steps:
-        for p, g in zip(params, grads, strict=True):
-            p.grad = None if g is None else torch.tensor(g, dtype=precision)
-        if max_norm is not None:
-            norms.append(float(torch.nn.utils.clip_grad_norm_(params, max_norm, foreach=False)))
-        optimizer.step()
-    return [p.detach() for p in params], optimizer, norms
-
-
-def run_ours(arrays, steps, options, max_norm=None):
-    params = [guarded(a) for a in arrays]
-    optimizer = ck.optim.SGD(params, **options)
-    norms = [optimizer.step(list(grads), max_norm=max_norm) for grads in steps]
-    return params, optimizer, norms
-
-
-def assert_same_course(arrays, steps, options, max_norm=None):
-    ours, opt, norms = run_ours(arrays, steps, options, max_norm)
-    exact, exact_opt, exact_norms = run_torch(torch.float64, arrays, steps, options, max_norm)
-    peer, peer_opt, _ = run_torch(torch.float32, arrays, steps, options, max_norm)
-    for i, (a, e, p) in enumerate(zip(ours, exact, peer, strict=True)):
-        largest = max((np.abs(g[i]).max() for g in steps if g[i] is not None), default=0.0)  # what cancels in sums
-        terms = float(max(np.abs(arrays[i]).max(), largest))
-        assert_parity(a, e, p, terms=terms, allow_constant=a.size == 1, trivial={"not stepped": arrays[i]})
-        if options.get("momentum"):
-            buffers = (o.state_dict()["state"][i]["momentum_buffer"] for o in (opt, exact_opt, peer_opt))
-            assert_parity(*buffers, terms=terms, allow_constant=a.size == 1)
-    if max_norm is not None:
-        np.testing.assert_allclose(norms, exact_norms, rtol=1e-12)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_sgd_matches_torch(isa, dtype, rng, options):
+    arrays, steps = [normal(rng, s, dtype) for s in SHAPES], [[normal(rng, s, dtype) for s in SHAPES] for _ in range(3)]
+    assert_same_course("SGD", arrays, steps, options)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_sgd_matches_torch(isa, rng, shape, options):
-    assert_same_course([normal(rng, shape)], [[normal(rng, shape)] for _ in range(3)], options)
+@pytest.mark.parametrize("max_norm", [12.0, 1e9])
+def test_sgd_clips_as_torch(isa, dtype, rng, options, max_norm):
+    shapes = [(33,), (5, 17), (1,), (10, 50)]
+    arrays = [normal(rng, s, dtype) for s in shapes]
+    assert_same_course("SGD", arrays, [[normal(rng, s, dtype) for s in shapes] for _ in range(3)], options, max_norm)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("max_norm", [0.7, 1e9])
-def test_sgd_clips_as_torch(isa, rng, options, max_norm):
-    shapes = [(33,), (5, 17), (1,), (40, 500)]
-    arrays = [normal(rng, s) for s in shapes]
-    assert_same_course(arrays, [[normal(rng, s) for s in shapes] for _ in range(3)], options, max_norm)
+def test_sgd_rounds_16_bits_once(isa, dtype, rng, options):
+    if isa == "reference":  # rounds from double, straight to 16 bits
+        arrays = [normal(rng, (40, 37), dtype)]
+        assert_same_course("SGD", arrays, [[normal(rng, (40, 37), dtype)]], options)
+    else:
+        assert_rounded_once("SGD", dtype, rng, options)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -77,8 +48,8 @@ def test_sgd_has_the_bits_of_torch(rng, options):
     arrays, steps = [normal(rng, (40, 501))], [[normal(rng, (40, 501))] for _ in range(3)]
     for isa in {"avx2", "avx512"} & set(ck.isas()):
         with ck.use(isa):
-            ours = run_ours(arrays, steps, options)[0]
-        np.testing.assert_array_equal(ours[0], run_torch(torch.float32, arrays, steps, options)[0][0].numpy())
+            ours = run_ours("SGD", arrays, steps, options)[0]
+        np.testing.assert_array_equal(ours[0], run_torch("SGD", None, arrays, steps, options)[0][0].numpy())
 
 
 def test_sgd_takes_a_dict(isa, rng):
@@ -91,11 +62,12 @@ def test_sgd_takes_a_dict(isa, rng):
         assert grads[n].tobytes() == kept[n]  # gradients are not modified
 
 
-def test_sgd_leaves_a_parameter_without_gradient_alone(isa, rng):
-    arrays = [normal(rng, (4, 9)), normal(rng, (7,))]
-    steps = [[normal(rng, (4, 9)), None], [normal(rng, (4, 9)), normal(rng, (7,))], [None, normal(rng, (7,))]]
+def test_sgd_leaves_a_parameter_without_gradient_alone(isa, dtype, rng):
+    arrays = [normal(rng, (4, 9), dtype), normal(rng, (7,), dtype)]
+    steps = [[normal(rng, (4, 9), dtype), None], [normal(rng, (4, 9), dtype), normal(rng, (7,), dtype)],
+             [None, normal(rng, (7,), dtype)]]  # fmt: skip
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}
-    assert_same_course(arrays, steps, options, max_norm=2.0)
+    assert_same_course("SGD", arrays, steps, options, max_norm=2.0)
     params = {"a": guarded(arrays[0]), "b": guarded(arrays[1])}
     optimizer = ck.optim.SGD(params, **options)
     optimizer.step({"a": steps[0][0]})
@@ -118,8 +90,8 @@ def test_sgd_state_travels(isa, rng):
         [[normal(rng, (3, 17)), normal(rng, (5,))] for _ in range(4)],
     )
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
-    whole, optimizer, _ = run_ours(arrays, steps, options)
-    half, first, _ = run_ours(arrays, steps[:2], options)
+    whole, optimizer, _ = run_ours("SGD", arrays, steps, options)
+    half, first, _ = run_ours("SGD", arrays, steps[:2], options)
     second = ck.optim.SGD(half, lr=7.0)
     second.load_state_dict(first.state_dict())
     first.state[0]["momentum_buffer"][:] = np.nan  # a copy was taken
@@ -127,7 +99,7 @@ def test_sgd_state_travels(isa, rng):
         second.step(grads)
     assert [a.tobytes() for a in half] == [a.tobytes() for a in whole]
 
-    peers, theirs, _ = run_torch(torch.float32, arrays, steps[:2], options)
+    peers, theirs, _ = run_torch("SGD", None, arrays, steps[:2], options)
     assert set(optimizer.state_dict()) == set(theirs.state_dict())
     assert set(optimizer.state_dict()["param_groups"][0]) == set(theirs.state_dict()["param_groups"][0])
     assert set(optimizer.state_dict()["state"][0]) == set(theirs.state_dict()["state"][0])
@@ -136,17 +108,18 @@ def test_sgd_state_travels(isa, rng):
     third.load_state_dict(theirs.state_dict())
     for grads in steps[2:]:
         third.step(grads)
-    exact, peer = (run_torch(p, arrays, steps, options)[0] for p in (torch.float64, torch.float32))
+    exact, peer = (run_torch("SGD", p, arrays, steps, options)[0] for p in ("float64", None))
     for a, e, p in zip(ours, exact, peer, strict=True):
         assert_parity(a, e, p)
 
 
-def test_sgd_bits_do_not_depend_on_threads(isa, rng):
-    arrays, steps = [normal(rng, (300, 333))], [[normal(rng, (300, 333))] for _ in range(2)]
+def test_sgd_bits_do_not_depend_on_threads(isa, dtype, rng):
+    shapes = [(300, 333), (5,), (33, 500)]
+    arrays, steps = [normal(rng, s, dtype) for s in shapes], [[normal(rng, s, dtype) for s in shapes] for _ in range(2)]
 
     def everything():
-        params, optimizer, norms = run_ours(arrays, steps, OPTIONS[4], 0.7)
-        return params[0].tobytes(), optimizer.state[0]["momentum_buffer"].tobytes(), norms
+        params, optimizer, norms = run_ours("SGD", arrays, steps, OPTIONS[4], 0.7)
+        return [p.tobytes() for p in params], [s["momentum_buffer"].tobytes() for s in optimizer.state.values()], norms
 
     ck.set_num_threads(1)
     alone = everything()
@@ -167,8 +140,8 @@ def test_sgd_norm_does_not_depend_on_isa_or_strides(rng):
     assert abs(norms.pop() - exact) <= 1e-14 * exact
 
 
-def test_sgd_takes_strided_views(isa, rng):
-    plain, grads = normal(rng, (6, 5, 33)), [normal(rng, (6, 5, 33)) for _ in range(2)]
+def test_sgd_takes_strided_views(isa, dtype, rng):
+    plain, grads = normal(rng, (6, 5, 33), dtype), [normal(rng, (6, 5, 33), dtype) for _ in range(2)]
     apart = spaced(plain)
     one, two = ck.optim.SGD([plain], **OPTIONS[3]), ck.optim.SGD([apart], **OPTIONS[3])
     for g in grads:
@@ -188,10 +161,31 @@ def test_sgd_of_extremes(isa):
     assert math.isnan(norm) and np.isnan(p).all()  # as torch: a NaN norm makes NaN of all
 
 
-def test_sgd_of_nothing(isa):
-    empty = np.ones((0, 5), "f4")
+def test_sgd_of_nothing(isa, dtype):
+    empty = np.ones((0, 5), dtype)
     assert ck.optim.SGD([empty], momentum=0.9).step([empty.copy()], max_norm=1.0) == 0.0
     assert ck.optim.SGD({}).step({}) is None
+
+
+def test_sgd_zeroes_gradients_on_request(isa, dtype, rng):
+    for wide in (False, True):
+        p, g = normal(rng, (5, 17), dtype), normal(rng, (5, 17), np.float32 if wide else dtype)
+        q, h = guarded(p), guarded(g)
+        one, two = ck.optim.SGD([p], **OPTIONS[3]), ck.optim.SGD([q], **OPTIONS[3])
+        for _ in range(2):
+            g[...] = h
+            one.step([g], zero_grads=True)
+            two.step([h])
+            assert not g.any() and p.tobytes() == q.tobytes()
+
+
+def test_sgd_takes_groups(isa, rng):
+    arrays, grads = {n: normal(rng, (3, 17)) for n in "abc"}, {n: normal(rng, (3, 17)) for n in "bca"}
+    want = {"a": arrays["a"] - np.float32(0.5) * grads["a"], "b": arrays["b"] + 0, "c": arrays["c"] - grads["c"]}
+    ck.optim.SGD([{"params": {"a": arrays["a"]}}, {"params": {"c": arrays["c"]}, "lr": 1.0}], 0.5).step(
+        {n: grads[n] for n in "ac"})  # fmt: skip
+    for n in "abc":
+        np.testing.assert_array_equal(arrays[n], want[n])
 
 
 P = np.ones((2, 8), "f4")
@@ -248,7 +242,7 @@ def test_sgd_refuses(error, text, call):
             ValueError,
             r"SGD.step\(\): 'grads'\['b'\] has shape \(2, 7\), the parameter \(2, 8\)",
         ),
-        (np.ones((2, 8)), TypeError, r"SGD.step\(\): 'grads'\['b'\] must be float32, not float64"),
+        (np.ones((2, 8)), TypeError, r"SGD.step\(\): 'grads'\['b'\] must be float32(, float16 or bfloat16)?, not float64"),
         (np.ones((2, 16), "f4")[:, ::2], ValueError, r"SGD.step\(\): 'grads'\['b'\] must be contiguous"),
         (1.0, TypeError, r"SGD.step\(\): 'grads'\['b'\] must be an array, not float"),
     ],

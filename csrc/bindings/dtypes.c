@@ -129,6 +129,10 @@ ck_take_type(ck_call *call, int i, PyArrayObject *array)
             snprintf(expected, sizeof expected, call->has_dtype && call->dtype != CK_F32 ? "%s or float32" : "%s", elements(call));
         fits = is_weight(call, i, type);
         break;
+    case CK_TYPE_either:
+        snprintf(expected, sizeof expected, call->has_dtype && call->dtype != CK_F32 ? "%s or float32" : "%s", elements(call));
+        fits = type == NPY_FLOAT32 || is_elements(call, type);
+        break;
     default:
         fits = type == NPY_FLOAT32;
     }

@@ -28,7 +28,7 @@ CK_RUN(adamw_step)
         t.extra[2 * j + 1] = sqrt(1 - pow(a->beta2, a->step[j]));
     }
     run.start = t.start, run.R = t.R, run.C = t.C, run.factor = t.extra;
-    const ck_status status = ck_tasks(t.start[a->N], CK_ELEMENTS, CK_FAST(adamw_step), &run);
+    const ck_status status = ck_tasks(t.start[a->N], CK_LIST_ITEMS, CK_FAST(adamw_step), &run);
     ck_forget(t);
     return status;
 }

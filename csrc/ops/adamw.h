@@ -28,8 +28,8 @@
     _(LIST_OUT,      float,  exp_avg,        "R* C")        \
     _(LIST_OUT,      float,  exp_avg_sq,     "R* C")        \
     _(OPT_LIST_OUT,  float,  max_exp_avg_sq, "R* C")        \
-    _(OPT_LIST_OVER, weight, zeroed,         "R* C")        \
-    _(LIST_IN,       weight, grads,          "R* C")        \
+    _(OPT_LIST_OVER, either, zeroed,         "R* C")        \
+    _(LIST_IN,       either, grads,          "R* C")        \
     _(INV,           double, step,           "N")           \
     _(REAL,          double, scale,          "")            \
     _(REAL,          double, lr,             "")            \

@@ -14,12 +14,12 @@ CK_RUN(sum_of_squares)
         return CK_NO_MEMORY;
     run.start = t.start, run.R = t.R, run.C = t.C;
 
-    const size_t blocks = ck_blocks(t.start[a->N], CK_ELEMENTS), size = blocks * sizeof(double);
+    const size_t blocks = ck_blocks(t.start[a->N], CK_LIST_ITEMS), size = blocks * sizeof(double);
     double *parts = ck_take(size), sum = a->accumulate ? a->sum[0] : 0;
     ck_status status = CK_NO_MEMORY;
     if (blocks == 0 || parts != NULL)
         status = ck_run(&(ck_job){.kernel = CK_FAST(sum_of_squares), .args = &run, .n = t.start[a->N],
-                                  .grain = CK_ELEMENTS, .work = parts, .work_each = sizeof *parts});
+                                  .grain = CK_LIST_ITEMS, .work = parts, .work_each = sizeof *parts});
     if (status == CK_OK) {
         for (size_t i = 0; i < blocks; i++)
             sum += parts[i];
@@ -39,7 +39,7 @@ CK_RUN(grad_scale)
     if (t.start == NULL)
         return CK_NO_MEMORY;
     run.start = t.start, run.R = t.R, run.C = t.C;
-    const ck_status status = ck_tasks(t.start[a->N], CK_ELEMENTS, CK_FAST(grad_scale), &run);
+    const ck_status status = ck_tasks(t.start[a->N], CK_LIST_ITEMS, CK_FAST(grad_scale), &run);
     ck_forget(t);
     return status;
 }

@@ -24,14 +24,14 @@
  *
  * Lists.  LIST_IN, LIST_OUT, OPT_LIST_OUT and OPT_LIST_OVER are lists of arrays, all of one length: N ck_arrays in a
  * row, NULL where absent.  Member j of each list fits the shape with sizes of its own: SIZES are N of them, one a
- * member.  An OPT_LIST_OVER may be a LIST_IN, member by member.  A list of `weight` goes to kernels as it is: .width
- * tells, member by member.  OWN is what the op fills in for its kernels.
+ * member.  An OPT_LIST_OVER may be a LIST_IN, member by member.  OWN is what the op fills in for its kernels.
  *
  * Shapes.  One letter is one size all over the call, "2K" is twice K, "R*" is any number of axes, and R their
  * product.  A shape without a star keeps its axes; one with a star has them merged as far as strides allow, and
  * ck_row() finds a row by its number.  `elem` is the dtype of the call: float, ck_bf16 or ck_f16 where kernels are
  * compiled.  `ids` is int32 or int64: see ck_id().  `weight` is elem, or float32 beside 16-bit elements: the op makes
  * floats of it before its tasks run (ops/widen.h), so that kernels see floats alone.  It is contiguous.
+ * `either` is the same choice, member by member of a list, and kernels see it: .width tells.
  */
 #include "runtime/error.h"
 #include "runtime/task.h"
@@ -51,6 +51,7 @@ typedef CK_ELEM(CK_DTYPE) elem;
 typedef void elem;
 #endif
 typedef int64_t ids; /* or int32_t: ck_array.width tells */
+typedef void either; /* elem or float: ck_array.width tells */
 typedef void weight; /* elem or float: ck_array.width tells; kernels get floats */
 
 enum { CK_MAX_AXES = 8 };
@@ -119,7 +120,7 @@ typedef enum {
     CK_REAL, CK_INT, CK_FLAG, CK_SIZE, CK_SIZES, CK_OWN
 } ck_kind;
 typedef enum {
-    CK_TYPE_elem, CK_TYPE_weight, CK_TYPE_float, CK_TYPE_double, CK_TYPE_ids, CK_TYPE_int64_t, CK_TYPE_int, CK_TYPE_size_t
+    CK_TYPE_elem, CK_TYPE_weight, CK_TYPE_either, CK_TYPE_float, CK_TYPE_double, CK_TYPE_ids, CK_TYPE_int64_t, CK_TYPE_int, CK_TYPE_size_t
 } ck_type;
 
 typedef struct {

@@ -16,7 +16,7 @@ CK_RUN(sgd_step)
     if (t.start == NULL)
         return CK_NO_MEMORY;
     run.start = t.start, run.R = t.R, run.C = t.C;
-    const ck_status status = ck_tasks(t.start[a->N], CK_ELEMENTS, CK_FAST(sgd_step), &run);
+    const ck_status status = ck_tasks(t.start[a->N], CK_LIST_ITEMS, CK_FAST(sgd_step), &run);
     ck_forget(t);
     return status;
 }

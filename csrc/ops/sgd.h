@@ -24,8 +24,8 @@
 #define CK_ARGS_sgd_step(_)                                 \
     _(LIST_OUT,      elem,   params,          "R* C")       \
     _(OPT_LIST_OUT,  float,  momentum_buffer, "R* C")       \
-    _(OPT_LIST_OVER, weight, zeroed,          "R* C")       \
-    _(LIST_IN,       weight, grads,           "R* C")       \
+    _(OPT_LIST_OVER, either, zeroed,          "R* C")       \
+    _(LIST_IN,       either, grads,           "R* C")       \
     _(REAL,          double, scale,           "")           \
     _(REAL,          double, lr,              "")           \
     _(REAL,          double, momentum,        "")           \

@@ -3,14 +3,15 @@
 /*
  * Ops on many tensors at once treat every element alike, and are cut as one list: tensor j of R[j] rows and C[j] columns
  * has ck_items(R[j] * C[j]) items, its elements in order and a little padding, from item start[j] on.  Padding keeps
- * the ends of tasks where whole vectors end.  A task of CK_ELEMENTS items is 64 KiB of float: a share of a large
+ * the ends of tasks where whole vectors end.  A task of CK_LIST_ITEMS items is 64 KiB of float: a share of a large
  * tensor, or many small ones.  A kernel walks its share as pieces of rows:
  *
  *     for (ck_piece p = ck_first_piece(task, a->start, a->R, a->C); p.n != 0; p = ck_next_piece(p, a->R, a->C)) {
  *         const elem *x = ck_piece_of(a->x, p);    // p.n elements
  */
-#include "ops/elementwise.h"
 #include "ops/op.h"
+
+enum { CK_LIST_ITEMS = 16384 };
 
 typedef struct {
     size_t tensor, row, column, n;

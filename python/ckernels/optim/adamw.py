@@ -4,7 +4,6 @@ import numpy as np
 from ckernels import _ck
 from ckernels.optim.lists import call, number
 from ckernels.optim.optimizer import Optimizer
-from ckernels.runtime import empty
 
 __all__ = ["AdamW"]
 
@@ -82,23 +81,15 @@ class AdamW(Optimizer):
         if not options["decoupled_weight_decay"]:
             raise ValueError(f"{where}: 'decoupled_weight_decay' must be true: this is AdamW, not Adam")
 
-    def _state_of(self, i, group):
-        have = self.state.get(i, {})
-        lacking = {} if "step" in have else {"step": np.zeros((), np.float32)}
-        for name in ("exp_avg", "exp_avg_sq") + ("max_exp_avg_sq",) * bool(group["amsgrad"]):
-            if name not in have:
-                lacking[name] = empty(tuple(self._params[i].shape))
-                lacking[name].fill(0)
-        return lacking
+    def _names(self, group):
+        return self._arrays if group["amsgrad"] else self._needed
 
-    def _update(self, where, batch, check):
-        group, grads, state = batch["group"], batch["grads"], batch["state"]
-        arrays = {name: [entry[name].reshape(param.shape) for entry, param in zip(state, batch["params"], strict=True)]
-                  for name in self._arrays[1:] if name != "max_exp_avg_sq" or group["amsgrad"]}
-        steps = np.array([float(entry["step"]) + 1 for entry in state])
-        call(where, batch["keys"], {}, _ck.adamw_step, batch["params"], arrays["exp_avg"], arrays["exp_avg_sq"],
-             arrays.get("max_exp_avg_sq"), grads if batch["zero"] else None, grads, steps, batch["scale"], group["lr"],
-             *group["betas"], group["eps"], group["weight_decay"], group["maximize"], check)
-        if not check:
-            for entry, step in zip(state, steps, strict=True):
-                entry["step"][...] = step
+    def _update(self, where, batch, scale, zero, check):
+        group, grads = batch.group, batch.grads
+        steps = np.array([float(entry["step"]) + 1 for entry in batch.entries])
+        call(where, batch.keys, {"zeroed": "grads"}, _ck.adamw_step, batch.params, batch.arrays("exp_avg"),
+             batch.arrays("exp_avg_sq"), batch.arrays("max_exp_avg_sq") if group["amsgrad"] else None,
+             grads if zero else None, grads, steps, scale, group["lr"], *group["betas"], group["eps"],
+             group["weight_decay"], group["maximize"], check)
+        for entry, step in zip(batch.entries, steps, strict=True) if not check else ():
+            entry["step"][...] = step

@@ -1,5 +1,8 @@
 """Lists of arrays on their way to one call of the extension, and what a refusal calls their members."""
+import functools
 import re
+
+import numpy as np
 
 __all__ = ["batches", "call", "matched", "number"]
 
@@ -32,17 +35,22 @@ def matched(where, grads, keys, index):
     return list(grads)
 
 
-def batches(indices, *features):
-    """Split indices into lists whose members agree in every feature (a function of the index); in order."""
+def batches(indices, features):
+    """Split indices into lists whose members have the same feature: (feature, list) pairs, in order."""
     found = {}
     for i in indices:
-        found.setdefault(tuple(feature(i) for feature in features), []).append(i)
+        found.setdefault(features[i], []).append(i)
     return list(found.items())
 
 
+@functools.cache
+def _name(dtype):
+    return dtype.name if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
+
+
 def dtype_of(array):
-    """Return the name of an array's dtype, or of another library's."""
-    return str(getattr(array, "dtype", None)).rpartition(".")[2]
+    """Return the name of an array's dtype, or of another library's: "bfloat16" for ``torch.bfloat16``, too."""
+    return _name(getattr(array, "dtype", None))
 
 
 def rows(array):

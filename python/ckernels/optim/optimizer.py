@@ -1,11 +1,14 @@
 """What the optimizers share: parameters and their groups, gradients that fit them, state that travels."""
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from ckernels import _ck
 from ckernels.optim.clip_grad_norm import clip_factor, norm_of
 from ckernels.optim.lists import batches, call, dtype_of, matched, number, rows
+from ckernels.runtime import empty
 
 __all__ = ["Optimizer"]
 
@@ -26,16 +29,35 @@ def _groups_of(where, params):
     return groups
 
 
+class Batch(NamedTuple):
+    """Parameters of one group and dtype, with their gradients and state: what one call takes."""
+
+    group: dict
+    first: bool
+    indices: list
+    keys: list
+    params: list
+    grads: list
+    entries: list
+
+    def arrays(self, name):
+        """Return one array of the state of each, with an axis."""
+        return [rows(entry[name]) for entry in self.entries]
+
+
 class Optimizer:
     """Parameters, options and state; a subclass says what a step does.
 
-    ``_options(where, options)`` checks the options of a group, ``_state_of(i, group)`` makes what parameter i's state
-    lacks, ``_update(where, batch, check)`` calls the op.
+    ``_options(where, options)`` checks the options of a group, ``_names(group)`` tells what state a step needs,
+    ``_update(where, batch, scale, zero, check)`` calls the op.
     """
 
-    #: Arrays of a parameter's state, and those of them that a loaded state must have.
+    #: Arrays of a parameter's state; those of them that a loaded state must have; options that a loaded group must have.
     _arrays = ()
     _needed = ()
+    _must = ()
+    #: Whether a state of zeros makes the first step; if not, it is a call of its own.
+    _starts_at_zero = True
 
     def __init__(self, params, options):
         where = f"{type(self).__name__}()"
@@ -47,7 +69,7 @@ class Optimizer:
             raise ValueError(f"{where}: a key of 'params' stands in two groups")
         if len({id(p) for p in self._params}) != len(self._params):
             raise ValueError(f"{where}: 'params' holds the same array twice")
-        self.state, self.param_groups, self._group_of = {}, [], []
+        self.state, self.param_groups, group_of = {}, [], []
         for group in groups:
             unknown = sorted(set(group) - set(options) - {"params"})
             if unknown:
@@ -58,26 +80,62 @@ class Optimizer:
                 whole["param_names"] = [key for key, _ in group["params"]]
             self._options(where, whole)
             self.param_groups.append(whole)
-            self._group_of += [len(self.param_groups) - 1] * len(own)
+            group_of += [len(self.param_groups) - 1] * len(own)
         for key, param in keyed:
             if not hasattr(param, "shape"):
                 raise TypeError(f"{where}: 'params'[{key!r}] must be an array, not {type(param).__name__}")
-        self._dtypes = [dtype_of(param) for param in self._params]
-        for _, some in batches(range(len(keyed)), self._dtypes.__getitem__):  # a scale of 1: only checks
+        self._shapes = [tuple(param.shape) for param in self._params]
+        self._rows = [rows(param) for param in self._params]
+        dtypes = [dtype_of(param) for param in self._params]
+        for _, some in batches(range(len(keyed)), dtypes):  # a scale of 1: only checks
             call(where, [self._keys[i] for i in some], {"grads": "params"}, _ck.grad_scale,
-                 [rows(self._params[i]) for i in some], 1.0)
+                 [self._rows[i] for i in some], 1.0)
+        self._batches = batches(range(len(keyed)), list(zip(group_of, dtypes, strict=True)))
 
-    def _present(self, where, grads):
-        """Return {index: gradient} of the parameters that have one, of their shapes."""
+    def _fitting(self, where, grads):
+        """Return the gradients in the order of the parameters, None where there is none; all of their shapes."""
         grads = matched(where, grads, self._keys, self._index)
-        present = {i: grad for i, grad in enumerate(grads) if grad is not None}
-        for i, grad in present.items():
+        for i, (grad, shape) in enumerate(zip(grads, self._shapes, strict=True)):
+            if grad is None or getattr(grad, "shape", None) == shape:
+                continue
             if not hasattr(grad, "shape"):
                 raise TypeError(f"{where}: 'grads'[{self._keys[i]!r}] must be an array, not {type(grad).__name__}")
-            if tuple(grad.shape) != tuple(self._params[i].shape):
+            if tuple(grad.shape) != shape:
                 raise ValueError(f"{where}: 'grads'[{self._keys[i]!r}] has shape {tuple(grad.shape)}, "
-                                 f"the parameter {tuple(self._params[i].shape)}")
-        return present
+                                 f"the parameter {shape}")
+        return grads
+
+    def _fresh(self, names, indices):
+        """Return {index: {name: zeros}}: what is missing of ``names`` in the state, in one block of memory."""
+        lacking = [(i, name) for i in indices for name in names if name not in self.state.get(i, ())]
+        sizes = [0 if name == "step" else -(-math.prod(self._shapes[i]) // 16) * 16 for i, name in lacking]
+        block, at, found = empty((sum(sizes),)), 0, {i: {} for i, _ in lacking}
+        block.fill(0)
+        for (i, name), size in zip(lacking, sizes, strict=True):
+            if name == "step":
+                found[i][name] = np.zeros((), np.float32)
+            else:
+                found[i][name] = block[at:at + math.prod(self._shapes[i])].reshape(self._shapes[i])
+            at += size
+        return found
+
+    def _todo(self, grads):
+        """Return what a step calls: batches of one group and dtype; ``first`` where no state was before, if it matters."""
+        todo = []
+        for (g, _), members in self._batches:
+            group = self.param_groups[g]
+            some = [i for i in members if grads[i] is not None]
+            names = self._names(group)
+            wanted, none = set(names), {}
+            new = [i for i in some if not wanted <= self.state.get(i, none).keys()] if names else []
+            fresh = self._fresh(names, new) if new else {}
+            old = [i for i in some if i not in fresh] if new else some
+            for first, indices in [(False, some)] if self._starts_at_zero else [(False, old), (True, new)]:
+                if indices:
+                    entries = [{**self.state.get(i, {}), **fresh[i]} if i in fresh else self.state.get(i, {}) for i in indices]
+                    todo.append(Batch(group, first, indices, [self._keys[i] for i in indices],
+                                      [self._rows[i] for i in indices], [rows(grads[i]) for i in indices], entries))
+        return todo
 
     def step(self, grads, max_norm=None, *, zero_grads=False):
         """Update the parameters.
@@ -109,27 +167,17 @@ class Optimizer:
         where = f"{type(self).__name__}.step()"
         if max_norm is not None:
             number(where, "max_norm", max_norm, 0)
-        present = self._present(where, grads)
-        lacking = {i: self._state_of(i, self.param_groups[self._group_of[i]]) for i in present}
-        split = batches(present, self._group_of.__getitem__, self._dtypes.__getitem__, lambda i: bool(lacking[i]))
-        todo = []
-        for (group, _, first), some in split:
-            todo.append({
-                "group": self.param_groups[group], "indices": some, "first": first,
-                "keys": [self._keys[i] for i in some], "params": [rows(self._params[i]) for i in some],
-                "grads": [rows(present[i]) for i in some], "zero": zero_grads, "scale": 1.0,
-                "state": [{**self.state.get(i, {}), **lacking[i]} for i in some],
-            })
-        for batch in todo if len(todo) > 1 or max_norm is not None else ():  # all of them, before one is updated
-            self._update(where, batch, check=True)
-        norm = None
+        grads = self._fitting(where, grads)
+        todo, norm, scale = self._todo(grads), None, 1.0
+        for batch in todo if len(todo) > 1 else ():  # all of them, before one is updated
+            self._update(where, batch, scale, zero_grads, check=True)
         if max_norm is not None:
-            norm = norm_of(where, [self._keys[i] for i in present], [rows(grad) for grad in present.values()])
+            norm = norm_of(where, self._keys, [None if grad is None else rows(grad) for grad in grads])
+            scale = clip_factor(norm, max_norm)
         for batch in todo:
-            if norm is not None:
-                batch["scale"] = clip_factor(norm, max_norm)
-            self._update(where, batch, check=False)
-            self.state.update((i, state) for i, state in zip(batch["indices"], batch["state"], strict=True) if state)
+            self._update(where, batch, scale, zero_grads, check=False)
+            for i, entry in zip(batch.indices, batch.entries, strict=True) if self._names(batch.group) else ():
+                self.state[i] = entry
         return norm
 
     def state_dict(self):
@@ -191,7 +239,7 @@ class Optimizer:
         if tuple(getattr(value, "shape", ())) != shape:
             raise ValueError(f"{where}: '{name}' of {self._keys[i]!r} has shape {tuple(getattr(value, 'shape', ()))}, "
                              f"not {shape}")
-        if dtype_of(value) == "bfloat16" and hasattr(value, "float"):  # a tensor that NumPy cannot read
+        if str(getattr(value, "dtype", None)) == "torch.bfloat16":  # which NumPy cannot read
             value = value.float()
         if name == "step":
             number(f"{where}: state of {self._keys[i]!r}", name, float(value), 0)

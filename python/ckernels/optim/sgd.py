@@ -2,7 +2,6 @@
 from ckernels import _ck
 from ckernels.optim.lists import call, number
 from ckernels.optim.optimizer import Optimizer
-from ckernels.runtime import empty
 
 __all__ = ["SGD"]
 
@@ -53,6 +52,7 @@ class SGD(Optimizer):
     """
 
     _arrays = ("momentum_buffer",)
+    _starts_at_zero = False
     _must = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
 
     def __init__(self, params, lr=1e-3, momentum=0, dampening=0, weight_decay=0, nesterov=False, maximize=False):
@@ -68,16 +68,12 @@ class SGD(Optimizer):
         if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
             raise ValueError(f"{where}: 'nesterov' needs a momentum and zero dampening")
 
-    def _state_of(self, i, group):
-        if group["momentum"] == 0 or "momentum_buffer" in self.state.get(i, {}):
-            return {}
-        return {"momentum_buffer": empty(tuple(self._params[i].shape))}
+    def _names(self, group):
+        return self._arrays if group["momentum"] != 0 else ()
 
-    def _update(self, where, batch, check):
-        group, grads = batch["group"], batch["grads"]
-        moves = group["momentum"] != 0
-        buffers = [state["momentum_buffer"].reshape(param.shape)
-                   for state, param in zip(batch["state"], batch["params"], strict=True)] if moves else None
-        call(where, batch["keys"], {}, _ck.sgd_step, batch["params"], buffers, grads if batch["zero"] else None, grads,
-             batch["scale"], group["lr"], group["momentum"], group["dampening"], group["weight_decay"],
-             group["nesterov"], group["maximize"], batch["first"], check)
+    def _update(self, where, batch, scale, zero, check):
+        group, grads = batch.group, batch.grads
+        buffers = batch.arrays("momentum_buffer") if group["momentum"] != 0 else None
+        call(where, batch.keys, {"zeroed": "grads"}, _ck.sgd_step, batch.params, buffers, grads if zero else None, grads,
+             scale, group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"],
+             group["maximize"], batch.first, check)

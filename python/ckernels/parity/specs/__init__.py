@@ -4,6 +4,8 @@ from .attention import ATTENTION, LSE, SOFTMAX
 from .heads import HEADS
 from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
 from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
+from .optimizers import ADAMW, CLIP_GRAD_NORM, SGD
+from .pointwise import CROSS_ENTROPY, SILU, SWIGLU
 from .products import LINEAR, MATMUL
 from .rotary import ROPE, ROPE_TABLE
 from .rows import ADD, EMBEDDING
@@ -14,7 +16,8 @@ __all__ = ["SPECS", "OpSpec", "Probe", "names"]
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
     EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + QK_NORM_ROPE
-    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + SGD
+    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + CLIP_GRAD_NORM + SGD
+    + ADAMW
 )  # fmt: skip
 
 

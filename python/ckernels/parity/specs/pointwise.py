@@ -1,8 +1,8 @@
-"""Specs of the activations, the loss and the optimizer."""
+"""Specs of the activations and the loss."""
 
 import numpy as np
 
-from .spec import OpSpec, Probe, as_array, as_tensor, family, normal
+from .spec import Probe, family, normal
 
 
 def _silu_formula(torch, x):
@@ -85,61 +85,3 @@ CROSS_ENTROPY = family(
     outputs=("loss",),
     statistics=("loss",),
 )
-
-
-def _sgd_inputs(rng, **options):
-    return {"p0": normal(rng, 7, 33), "grads": [normal(rng, 7, 33, scale=0.5) for _ in range(3)], "options": options}
-
-
-def _sgd_run(ck, inputs):
-    params = {"weight": inputs["p0"].copy()}
-    optimizer = ck.optim.SGD(params, **inputs["options"])
-    for grad in inputs["grads"]:
-        optimizer.step({"weight": grad.copy()})
-    return {"weight": params["weight"]}
-
-
-def _sgd_exact(inputs):
-    """torch.optim.SGD, as its documentation writes it, in float64."""
-    options = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False} | inputs["options"]
-    p, buffer = inputs["p0"].astype(np.float64), None
-    for grad in inputs["grads"]:
-        g = grad.astype(np.float64) + options["weight_decay"] * p
-        if options["momentum"]:
-            buffer = g if buffer is None else options["momentum"] * buffer + (1 - options["dampening"]) * g
-            g = g + options["momentum"] * buffer if options["nesterov"] else buffer
-        p = p - options["lr"] * g
-    return {"weight": p}
-
-
-def _sgd_peer(inputs):
-    import torch
-
-    parameter = torch.nn.Parameter(as_tensor(inputs["p0"]))
-    optimizer = torch.optim.SGD([parameter], foreach=False, **inputs["options"])
-    for grad in inputs["grads"]:
-        parameter.grad = as_tensor(grad)
-        optimizer.step()
-    return {"weight": as_array(parameter)}
-
-
-def _sgd_probe(label, quick=False, **options):
-    return Probe(label, lambda r: _sgd_inputs(r, **options), quick)
-
-
-SGD = [
-    OpSpec(
-        "SGD",
-        "3 steps",
-        ("optim.SGD",),
-        (
-            _sgd_probe("plain", lr=0.1, quick=True),
-            _sgd_probe("momentum", lr=0.03, momentum=0.9),
-            _sgd_probe("nesterov, decay", lr=0.03, momentum=0.9, weight_decay=0.1, nesterov=True, quick=True),
-            _sgd_probe("dampening, decay", lr=0.2, momentum=0.7, dampening=0.3, weight_decay=0.05),
-        ),
-        _sgd_run,
-        _sgd_exact,
-        _sgd_peer,
-    )
-]
