@@ -53,7 +53,8 @@ def layer_norm(x, weight=None, bias=None, eps=1e-5, *, out=None):
     -----
     Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result; 16-bit results are computed
     in float32 and rounded once.  The variance takes two passes, and the mean is kept in double: rows with an offset ten
-    thousand times their spread are as exact as others.  Same bits for any number of threads and rows.  Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    thousand times their spread are as exact as others.  Same bits for any number of threads and rows.  Source: Ba,
+    Kiros and Hinton 2016, arXiv:1607.06450.
 
     Examples
     --------
