@@ -113,11 +113,10 @@ def last_lanes_left_out_of_the_mean(x, weight, eps):
     return weight * (x / (x[..., :-2].square().mean(-1, keepdim=True) + eps).sqrt())
 
 
-def float32_angles(positions, dim, base):
+def float32_angles(positions, frequencies):
     import torch
 
-    frequency = base ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    return torch.as_tensor(np.asarray(positions)).float()[..., None] * frequency
+    return torch.as_tensor(np.asarray(positions)).float()[..., None] * torch.as_tensor(frequencies).float()
 
 
 def attention(diagonal=1, group=lambda h, size, G: h // size, scale=1.0):

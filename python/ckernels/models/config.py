@@ -4,6 +4,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
+from ckernels.ops.rope import rope_table
+
 __all__ = ["Config"]
 
 # Fields of a Hugging Face configuration that change no number of a forward or backward pass: labels, token ids, what
@@ -70,7 +74,8 @@ class Config:
     rope_theta : float
         Base of the rotary angles: pair i of position p turns by ``p * rope_theta**(-2i/D)`` radians.
     rope_scaling : dict, optional
-        How the rotary angles are stretched.  None and the type "default" are supported.
+        How the rotary angles are stretched: what :func:`ckernels.rope_table` takes as ``scaling``.  None and the type
+        "default", which becomes None, leave them as they are.
     rope_parameters : dict, optional
         The form that transformers 5 uses for the two fields above: ``{"rope_type": "default", "rope_theta": 10000.0}``.
         Given, it sets them; read, it always holds them.
@@ -110,7 +115,7 @@ class Config:
     vocab_size: int = 32000
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None
+    rope_scaling: dict | None = dataclasses.field(default=None, hash=False)
     rope_parameters: dict | None = dataclasses.field(default=None, compare=False, repr=False)
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 2048
@@ -140,7 +145,9 @@ class Config:
         for name in "attention_bias", "mlp_bias":
             if getattr(self, name):
                 raise ValueError(f"Config: {name}=True is not supported; layers have no biases")
-        self._set("rope_parameters", _Derived(rope_type="default", rope_theta=self.rope_theta))
+        self._check_rope()
+        rule = self.rope_scaling or {"rope_type": "default"}
+        self._set("rope_parameters", _Derived(rule, rope_theta=self.rope_theta))
 
     def _set(self, name, value):
         object.__setattr__(self, name, value)  # the class is frozen for everyone else
@@ -160,12 +167,49 @@ class Config:
         if not isinstance(scaling, Mapping):
             raise TypeError(f"Config: rope_scaling must be a dict, got {scaling!r}")
         kind = scaling.get("rope_type", scaling.get("type", "default"))
+        rule = {"rope_type": kind, **{k: v for k, v in scaling.items() if k not in ("rope_type", "type")}}
         if kind != "default":
-            raise ValueError(f"Config: rope type {kind!r} is not supported; supported: 'default'")
-        for name, value in scaling.items():
-            if name not in ("rope_type", "type") and value not in _NEUTRAL.get(name, (None,)):
+            if kind in ("yarn", "llama3", "longrope"):  # as transformers does
+                rule.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+            self._set("rope_scaling", rule)
+            return
+        for name, value in rule.items():
+            if name != "rope_type" and value not in _NEUTRAL.get(name, (None,)):
                 raise ValueError(f"Config: rope field {name}={value!r} is not supported")
         self._set("rope_scaling", None)
+
+    def _check_rope(self):
+        """Refuse here what the table would refuse later."""
+        try:
+            rope_table(np.arange(1), self.head_dim, self.rope_theta, scaling=self.rope_rule)
+        except (TypeError, ValueError) as error:
+            text = str(error).removeprefix("rope_table(): ").replace("of 'scaling'", "of rope_scaling")
+            raise type(error)(f"Config: {text}") from None
+
+    @property
+    def rope_rule(self):
+        """``scaling`` of :func:`ckernels.rope_table`: ``rope_scaling`` with what it leaves to the other fields.
+
+        Examples
+        --------
+        >>> Config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}).rope_rule
+        {'rope_type': 'dynamic', 'factor': 2.0, 'original_max_position_embeddings': 2048}
+        """
+        if self.rope_scaling is None:
+            return None
+        rule, trained = dict(self.rope_scaling), self.max_position_embeddings
+        if rule["rope_type"] == "dynamic":
+            if rule.setdefault("original_max_position_embeddings", trained) != trained:
+                raise ValueError(
+                    f"Config: original_max_position_embeddings={rule['original_max_position_embeddings']} of "
+                    f"rope_scaling contradicts max_position_embeddings={trained}, which 'dynamic' goes by"
+                )
+        longrope = rule["rope_type"] == "longrope" and rule.get("attention_factor") is None
+        if rule.get("factor", 0) is None or (longrope and "factor" not in rule):
+            original = rule["original_max_position_embeddings"]
+            if rule["rope_type"] in ("yarn", "longrope") and isinstance(original, int) and original > 0:
+                rule["factor"] = trained / original
+        return rule
 
     def _fit_heads(self):
         C, H = self.hidden_size, self.num_attention_heads
@@ -274,5 +318,10 @@ def _refuse_two_bases(fields):
     inner = inner.get("rope_theta") if isinstance(inner, Mapping) else None
     if inner is not None and fields.get("rope_theta", inner) != inner:
         raise ValueError(f"Config: rope_theta={fields['rope_theta']} contradicts rope_parameters['rope_theta']={inner}")
-    if isinstance(fields.get("rope_parameters"), Mapping) and fields.get("rope_scaling") is not None:
-        Config(rope_scaling=fields["rope_scaling"])  # refused here by name if it asks for anything at all
+    older = fields.get("rope_scaling")
+    if isinstance(fields.get("rope_parameters"), Mapping) and isinstance(older, Mapping):
+        rules = [Config(**{**fields, "rope_parameters": None, "rope_scaling": rule}) for rule in (older, {
+            name: value for name, value in fields["rope_parameters"].items() if name != "rope_theta"
+        })]
+        if rules[0].rope_scaling != rules[1].rope_scaling:
+            raise ValueError(f"Config: rope_scaling={older} contradicts rope_parameters={fields['rope_parameters']}")

@@ -6,6 +6,8 @@ import numpy as np
 
 from ckernels import _ck
 from ckernels.kv.kv_cache import KVCache
+from ckernels.ops.rope import rope_table
+from ckernels.ops.rope_scaling import frequencies_depend_on
 from ckernels.runtime import empty
 
 __all__ = ["DecoderLayer"]
@@ -115,28 +117,33 @@ class DecoderLayer:
                 raise TypeError(f"DecoderLayer(): '{name}' must be float32, not {array.dtype}")
             if not array.flags.c_contiguous:
                 raise ValueError(f"DecoderLayer(): '{name}' must be contiguous: pass numpy.ascontiguousarray of it")
-        self._table = None
+        self._table = self._needs = None
 
     def _weights(self):
         """Return the parameters as the C layer takes them: views with heads as an axis."""
         return [self.params[name].reshape(self._shapes[name]) for name in NAMES]
 
     def table(self, length):
-        """Return the rotary table (cos, sin), each float32 [at least ``length``, D/2]; made once, grown by doubling."""
-        from ckernels.ops.rope import rope_table
+        """Return the rotary table (cos, sin) for ``length`` tokens, each float32 [at least ``length``, D/2].
 
-        if self._table is None or len(self._table[0]) < length:
+        It is made once and grown by doubling; anew for each length where the frequencies depend on it.
+        """
+        rule = getattr(self.config, "rope_rule", None)
+        needs = frequencies_depend_on(rule, length)
+        if self._table is None or len(self._table[0]) < length or needs != self._needs:
             rows = max(64, 1 << max(length - 1, 1).bit_length())
             try:
                 positions = np.arange(rows)
             except ValueError:  # NumPy's word for more than there are addresses
                 raise MemoryError(f"no memory for {rows} positions") from None
-            self._table = rope_table(positions, self.config.head_dim, self.config.rope_theta)
+            self._table = rope_table(positions, self.config.head_dim, self.config.rope_theta, scaling=rule,
+                                     length=max(length, 1))
+            self._needs = needs
         return self._table
 
     def share_table(self, other):
         """Use the rotary table of another layer of the same model instead of one's own."""
-        self._table = other._table
+        self._table, self._needs = other._table, other._needs
 
     def _angles(self, positions, T):
         """Return the rows of the table that the tokens need: the first T, or all up to the last position."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Rule", "rule_of"]
+__all__ = ["Rule", "frequencies_depend_on", "rule_of"]
 
 # Rules in the order of csrc/ops/rope.h, each with the fields it needs and those it may have.
 RULES = {
@@ -176,3 +176,24 @@ def rule_of(called, scaling, dim, base):
         lists = {name: _numbers(called, name, given[name], dim // 2) for name in ("short_factor", "long_factor")}
         return rule._replace(**lists, attention=_longrope_attention(called, given, factor, original))
     return rule
+
+
+def frequencies_depend_on(scaling, length):
+    """Return what of a sequence's length the frequencies depend on: two lengths of equal answers have one table.
+
+    Parameters
+    ----------
+    scaling : dict or None
+        A rule that :func:`rule_of` has accepted.
+    length : int
+
+    Returns
+    -------
+    int, bool or None
+        dynamic: the length, where it is beyond the original one; longrope: whether it is; otherwise None.
+    """
+    kind = (scaling or {}).get("rope_type")
+    if kind not in ("dynamic", "longrope"):
+        return None
+    original = scaling["original_max_position_embeddings"]
+    return length > original if kind == "longrope" else max(length, original)

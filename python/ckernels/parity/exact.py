@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ckernels.parity.frequencies import exact_frequencies
+
 LAYER_STAGES = (
     "ln1", "q", "k", "v", "q_rope", "k_rope", "scores", "probs", "attn", "proj", "residual1",
     "ln2", "gate", "up", "act", "down", "output",
@@ -39,6 +41,10 @@ class Shape:
         The constant inside the root of RMSNorm.
     base : float
         The base of the rope angles (``rope_theta``).
+    rope : dict
+        How they are stretched: ``rope_parameters``, or ``rope_scaling``, of the config.
+    trained : int or None
+        ``max_position_embeddings``.
     """
 
     layers: int
@@ -48,6 +54,8 @@ class Shape:
     head_dim: int
     eps: float
     base: float
+    rope: dict = field(default_factory=dict, hash=False)
+    trained: int | None = None
 
     @classmethod
     def of(cls, config) -> Shape:
@@ -82,7 +90,7 @@ class Shape:
             raise ValueError(
                 f"exact model: 'num_attention_heads' {heads} is not a multiple of 'num_key_value_heads' {kv_heads}"
             )
-        return cls(
+        shape = cls(
             layers=int(need("num_hidden_layers")),
             hidden=int(need("hidden_size")),
             heads=heads,
@@ -90,16 +98,23 @@ class Shape:
             head_dim=int(get("head_dim") or need("hidden_size") // heads),
             eps=float(need("rms_norm_eps")),
             base=_rope_base(get),
+            rope=dict(get("rope_parameters") or get("rope_scaling") or {}),
+            trained=get("max_position_embeddings"),
         )
+        shape.frequencies(1)  # or a ValueError that names what is not known
+        return shape
+
+    def frequencies(self, length):
+        """Frequencies, float64 [D/2], for a sequence of so many tokens, and the factor of cosines and sines."""
+        try:
+            return exact_frequencies(self.head_dim, self.base, self.rope, length, self.trained)
+        except ValueError as error:
+            raise ValueError(f"exact model: {error}") from None
 
 
 def _rope_base(get) -> float:
     """``rope_theta``, at the top level (transformers 4) or inside ``rope_parameters`` (transformers 5)."""
-    rope = dict(get("rope_parameters") or get("rope_scaling") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in (None, "default"):
-        raise ValueError(f"exact model: rope of type {kind!r} is not known; only 'default' is")
-    base = rope.get("rope_theta", get("rope_theta"))
+    base = dict(get("rope_parameters") or {}).get("rope_theta", get("rope_theta"))
     return 10000.0 if base is None else float(base)
 
 
@@ -173,27 +188,24 @@ def _rms_norm(x, weight, eps):
     return weight * (x / (x.square().mean(-1, keepdim=True) + eps).sqrt())
 
 
-def rope_angles(positions, dim, base):
-    """The rope angles ``position · base^(-2i/dim)``, i = 0 … dim/2 - 1, in float64.
+def rope_angles(positions, frequencies):
+    """The rope angles ``position · frequency``, in float64.
 
     Parameters
     ----------
     positions : array of int
         ``[T]`` or ``[B, T]``.
-    dim : int
-        How many lanes of a head are rotated, D.
-    base : float
-        ``rope_theta``.
+    frequencies : float64 [D/2]
+        ``base^(-2i/D)``, i = 0 … D/2 - 1, or what the config makes of them.
 
     Returns
     -------
     torch.Tensor
-        ``[..., T, dim/2]`` float64.
+        ``[..., T, D/2]`` float64.
     """
     import torch
 
-    exponent = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-    return torch.as_tensor(np.asarray(positions)).to(torch.float64)[..., None] * base**-exponent
+    return torch.as_tensor(np.asarray(positions)).to(torch.float64)[..., None] * torch.as_tensor(frequencies)
 
 
 def _rope(x, cos, sin):
@@ -212,9 +224,10 @@ def _tables(shape, batch, length, positions, dtype):
             f"exact model: 'positions' of shape {positions.shape} does not fit [T] or [B, T], "
             f"where B={batch}, T={length}"
         )
-    angles = rope_angles(positions, shape.head_dim, shape.base)
+    frequencies, attention = shape.frequencies(int(positions.max(initial=0)) + 1)
+    angles = rope_angles(positions, frequencies)
     angles = angles[None, None] if angles.ndim == 2 else angles[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * attention).to(dtype), (angles.sin() * attention).to(dtype)
 
 
 def _attention(shape, q, k, v, put):
