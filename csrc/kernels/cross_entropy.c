@@ -5,7 +5,7 @@
 #include <math.h>
 
 /* tanh(logits / softcap) in `slope`, and softcap times that; the logits themselves where there is no cap. */
-CK_INLINE v16
+CK_TEMPLATE v16
 capped(v16 logits, float softcap, v16 *slope)
 {
     if (isinf(softcap)) {
@@ -29,7 +29,7 @@ score(v16 logit, float softcap)
 /* ---- forward ---- */
 
 /* Of a block of n: the sum of exp(x - base), and where `smooth` that of x.  Fetches what follows the block. */
-CK_INLINE void
+CK_TEMPLATE void
 sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, double *sum, double *all)
 {
     v16 sums = v16_zero(), alls = v16_zero(), slope;
@@ -57,7 +57,7 @@ sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, do
  * exponentials.  The sum so far is rescaled when the maximum moves.  tanh keeps the order, so that the largest logit
  * has the largest x.
  */
-CK_INLINE ck_measure
+CK_TEMPLATE ck_measure
 sum_row(const elem *logits, size_t V, float softcap, bool smooth)
 {
     ck_measure row = {.peak = -INFINITY};
@@ -140,7 +140,7 @@ typedef struct {
     float softcap;
 } spread;
 
-CK_INLINE v16
+CK_TEMPLATE v16
 dx_plain(const void *of, size_t v, size_t n)
 {
     const spread *s = of;
@@ -148,7 +148,7 @@ dx_plain(const void *of, size_t v, size_t n)
     return v16_fma(v16_exp(v16_sub(v16_load(s->logits + v, n), s->peak)), s->scale, s->smooth);
 }
 
-CK_INLINE v16
+CK_TEMPLATE v16
 dx_capped(const void *of, size_t v, size_t n)
 {
     const spread *s = of;
