@@ -8,21 +8,24 @@ from ckernels.ops.cross_entropy import Gradients
 from ckernels.parity import assert_parity
 from differences import assert_gradient
 from guard import gaps_untouched, guarded, spaced, unwritten
+from parity import as_torch
 
-# R, V: around each vector width, around a block of the sum and more than one, rows of a real model, one row of one.
-SIZES = [(5, v) for v in (2, 7, 8, 9, 15, 16, 17, 31, 33, 2047, 2048, 2049, 5000)] + [(40, 300), (3, 49152), (1, 3)]
-PRECISIONS = torch.float64, torch.float32
+# R, V: around each vector width, around a block of the sum and more than one, rows of a real model, one row of one,
+# rows that are cut into pieces.
+SIZES = [(5, v) for v in (2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 2047, 2049)] + [(40, 300), (3, 49152), (1, 3), (4, 65537)]
+PRECISIONS = "float64", "float32"  # a loss is float32, and its peer computes in float32 whatever the logits
 OPTIONS = [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"softcap": 3.0},
            {"label_smoothing": 0.3, "z_loss": 0.1, "softcap": 30.0}]
 CASES = [(size, "mean", OPTIONS[i]) for size in SIZES for i in (0, 4)]
-CASES += [((5, v), reduction, o) for v in (33, 2049) for reduction in ("mean", "sum", "none") for o in OPTIONS]
+CASES += [((5, 33), reduction, o) for reduction in ("mean", "sum", "none") for o in OPTIONS]
+CASES += [((5, 2049), reduction, o) for reduction, o in zip(("sum", "none", "mean"), OPTIONS[1:], strict=False)]
 
 
-def inputs(rng, R, V, spread=3.0):
+def inputs(rng, R, V, spread=3.0, dtype="f4"):
     """Logits, and targets that include the first class, the last, and one that is ignored."""
     target = rng.integers(0, V, R)
     target[: min(R, 3)] = [V - 1, -100, 0][: min(R, 3)]
-    return guarded((spread * rng.standard_normal((R, V))).astype("f4")), guarded(target)
+    return guarded((spread * rng.standard_normal((R, V))).astype(dtype)), guarded(target)
 
 
 def torch_loss(logits, target, reduction, label_smoothing=0.0, z_loss=0.0, softcap=None):
@@ -39,9 +42,9 @@ def torch_loss(logits, target, reduction, label_smoothing=0.0, z_loss=0.0, softc
 
 def both_at(precision, logits, target, dy, reduction, **options):
     """Loss and gradient."""
-    logits = torch.tensor(logits, dtype=precision, requires_grad=True)
+    logits = as_torch(logits, precision, grad=True)
     loss = torch_loss(logits, torch.tensor(target), reduction, **options)
-    return loss.detach(), torch.autograd.grad(loss, logits, torch.tensor(dy, dtype=precision))[0]
+    return loss.detach(), torch.autograd.grad(loss, logits, torch.as_tensor(dy).to(loss.dtype))[0]
 
 
 def upstream(rng, R, reduction):
@@ -54,15 +57,16 @@ def largest_term(dy, target, reduction):
 
 
 @pytest.mark.parametrize("size, reduction, options", CASES, ids=str)
-def test_cross_entropy_matches_torch_and_autograd(isa, rng, size, reduction, options):
-    logits, target = inputs(rng, *size)
+def test_cross_entropy_matches_torch_and_autograd(isa, dtype, rng, size, reduction, options):
+    logits, target = inputs(rng, *size, dtype=dtype)
     dy = upstream(rng, size[0], reduction)
     (exact, dexact), (peer, dpeer) = (both_at(p, logits, target, dy, reduction, **options) for p in PRECISIONS)
     loss, ctx = ck.cross_entropy_forward(logits, target, reduction=reduction, out=unwritten(exact.shape), **options)
     assert loss.shape == exact.shape and loss.dtype == np.float32
-    lse = np.abs(logits).max() + np.log(size[1])  # what cancels in a loss: lse and the target's logit
+    lse = np.abs(logits.astype("f4")).max() + np.log(size[1])  # what cancels in a loss: lse and the target's logit
     assert_parity(loss, exact, peer, terms=lse * (size[0] if reduction == "sum" else 1))
-    dlogits, = ck.cross_entropy_backward(dy, ctx, out=Gradients(unwritten(size)))
+    dlogits, = ck.cross_entropy_backward(dy, ctx, out=Gradients(unwritten(size, dtype)))
+    dpeer = dpeer.to(as_torch(dlogits).dtype)
     assert_parity(dlogits, dexact, dpeer, terms=largest_term(dy, target, reduction))
     assert (dlogits[target == -100] == 0).all()
 
@@ -87,8 +91,8 @@ def test_cross_entropy_takes_any_leading_axes(isa, rng):
 
 
 @pytest.mark.parametrize("ignored", [-100, 3, -(2**63)])
-def test_cross_entropy_ignores(isa, rng, ignored):
-    logits, _ = inputs(rng, 4, 5)
+def test_cross_entropy_ignores(isa, dtype, rng, ignored):
+    logits, _ = inputs(rng, 4, 5, dtype=dtype)
     target = np.array([ignored, 2, ignored, 0])
     logits[target == ignored] = np.nan  # nobody should read these
     counted = target != ignored
@@ -108,17 +112,19 @@ def test_cross_entropy_of_ignored_rows_alone(isa, reduction, expected):
     np.testing.assert_array_equal(ck.cross_entropy_backward(loss, ctx).logits, np.zeros((2, 5)))
 
 
+@pytest.mark.parametrize("size", [(7, 333), (3, 66000)], ids=str)
 @pytest.mark.parametrize("options", OPTIONS[::4], ids=str)
-def test_cross_entropy_in_place(isa, rng, options):
-    logits, target = inputs(rng, 7, 333)
+def test_cross_entropy_in_place(isa, dtype, rng, options, size):
+    logits, target = inputs(rng, *size, dtype=dtype)
     loss, ctx = ck.cross_entropy_forward(logits, target, **options)
     fresh = ck.cross_entropy_backward(1.0, ctx).logits
     assert ck.cross_entropy_backward(1.0, ctx, out=Gradients(logits)).logits is logits
     assert logits.tobytes() == fresh.tobytes()
 
 
-def test_cross_entropy_bits_do_not_depend_on_threads_or_batch(isa, rng):
-    logits, target = inputs(rng, 500, 777)
+@pytest.mark.parametrize("size", [(500, 777), (4, 150001)], ids=str)
+def test_cross_entropy_bits_do_not_depend_on_threads_or_batch(isa, dtype, rng, size):
+    logits, target = inputs(rng, *size, dtype=dtype)
 
     def everything():
         losses, ctx = ck.cross_entropy_forward(logits, target, reduction="none", label_smoothing=0.1)
@@ -130,19 +136,45 @@ def test_cross_entropy_bits_do_not_depend_on_threads_or_batch(isa, rng):
     for n in 2, 3, 7:
         ck.set_num_threads(n)
         assert everything() == alone
-    losses, ctx = ck.cross_entropy_forward(logits[417:418], target[417:418], reduction="none", label_smoothing=0.1)
-    assert losses.tobytes() == alone[0][417 * 4 : 418 * 4]
-    assert ck.cross_entropy_backward(losses, ctx).logits.tobytes() == alone[1][417 * 777 * 4 : 418 * 777 * 4]
+    r, nbytes = size[0] - 1, size[1] * dtype.itemsize
+    losses, ctx = ck.cross_entropy_forward(logits[r:], target[r:], reduction="none", label_smoothing=0.1)
+    assert losses.tobytes() == alone[0][r * 4:]
+    assert ck.cross_entropy_backward(losses, ctx).logits.tobytes() == alone[1][r * nbytes:]
 
 
-def test_cross_entropy_bits_are_the_same_on_avx2_and_avx512(rng):
-    logits, target = inputs(rng, 50, 5003)
-    bits = set()
-    for isa in {"avx2", "avx512"} & set(ck.isas()):
+def test_cross_entropy_bits_are_the_same_on_avx2_and_avx512(dtype, rng):
+    for size in (50, 5003), (2, 70001):
+        (logits, _), target, bits = inputs(rng, *size, dtype=dtype), rng.integers(0, size[1], size[0]), set()
+        for isa in {"avx2", "avx512"} & set(ck.isas()):
+            with ck.use(isa):
+                loss, ctx = ck.cross_entropy_forward(logits, target, label_smoothing=0.1, softcap=20.0, z_loss=0.1)
+                bits.add(loss.tobytes() + ck.cross_entropy_backward(1.0, ctx).logits.tobytes())
+                loss, ctx = ck.cross_entropy_forward(logits, target)
+                bits.add(loss.tobytes() + ck.cross_entropy_backward(1.0, ctx).logits.tobytes())
+        assert len(bits) == 2
+
+
+def test_cross_entropy_of_large_arrays_passes_the_caches_unharmed(rng):
+    """Streaming stores: rows that start anywhere within a line, a size that only they have."""
+    logits, target = rng.standard_normal((4300, 1003), np.float32), rng.integers(0, 1003, 4300)
+    for isa in {"avx2", "avx512", "baseline"} & set(ck.isas()):
         with ck.use(isa):
-            loss, ctx = ck.cross_entropy_forward(logits, target, label_smoothing=0.1, softcap=20.0, z_loss=0.1)
-            bits.add(loss.tobytes() + ck.cross_entropy_backward(1.0, ctx).logits.tobytes())
-    assert len(bits) == 1
+            dlogits, = ck.cross_entropy_backward(1.0, ck.cross_entropy_forward(logits, target, reduction="sum")[1])
+            for r in 0, 1, 2, 3, 2000, 4299:
+                ctx = ck.cross_entropy_forward(logits[r], target[r, ...], reduction="sum")[1]
+                np.testing.assert_array_equal(dlogits[r], ck.cross_entropy_backward(1.0, ctx).logits)
+
+
+def test_cross_entropy_counts_what_it_divides_by(isa, rng):
+    """A mean is over the rows that count, whether ignored or not: gradients of parts add up by their counts."""
+    logits, target = inputs(rng, 9, 17)
+    target[4:8] = -100
+    (whole, ctx), counts = ck.cross_entropy_forward(logits, target), [(target[:5] >= 0).sum(), (target[5:] >= 0).sum()]
+    parts = [ck.cross_entropy_forward(logits[rows], target[rows]) for rows in (slice(0, 5), slice(5, 9))]
+    weights = counts / np.sum(counts)
+    assert_parity(whole, sum(w * np.float64(loss) for w, (loss, _) in zip(weights, parts, strict=True)), bound=1e-6)
+    dlogits = np.concatenate([ck.cross_entropy_backward(w, c).logits for w, (_, c) in zip(weights, parts, strict=True)])
+    assert_parity(ck.cross_entropy_backward(1.0, ctx).logits, dlogits.astype("f8"), bound=1e-7)
 
 
 @pytest.mark.parametrize("shift", [-200.0, 200.0])
@@ -175,16 +207,41 @@ def test_cross_entropy_is_not_capped(isa):
     assert ck.cross_entropy(logits, np.array([1])) == 0
 
 
-def test_cross_entropy_of_extremes(isa):
-    inf, nan, tiny = np.inf, np.nan, 1e-42
+def test_cross_entropy_of_extremes(isa, dtype):
+    inf, nan, tiny = np.inf, np.nan, 1e-42 if dtype == np.float32 else 1e-7
     logits = np.array([[1, nan, 2, 3], [inf, 1, 2, 3], [-inf] * 4, [0, -inf, 0, -inf], [-inf, -inf, 0, nan],
-                       [7, 7, 7, 7], [tiny, -tiny, 0, 0], [-inf, -inf, -inf, 5]], "f4")
-    for target in np.zeros(8, np.int64), np.full(8, 3):
-        dy = np.ones(8, "f4")
+                       [7, 7, 7, 7], [tiny, -tiny, 0, 0], [-inf, -inf, -inf, 5], [nan, 1, 2, nan]], dtype)
+    for target in np.zeros(9, np.int64), np.full(9, 3):
+        dy = np.ones(9, "f4")
         (exact, dexact), (peer, dpeer) = (both_at(p, logits, target, dy, "none") for p in PRECISIONS)
         losses, ctx = ck.cross_entropy_forward(logits, target, reduction="none")
         assert_parity(losses, exact, peer)
-        assert_parity(ck.cross_entropy_backward(dy, ctx).logits, dexact, dpeer)
+        dlogits = ck.cross_entropy_backward(dy, ctx).logits
+        assert_parity(dlogits, dexact, dpeer.to(as_torch(dlogits).dtype))
+
+
+def test_cross_entropy_of_extremes_in_pieces(isa, dtype, rng):
+    inf, nan = np.inf, np.nan
+    logits = inputs(rng, 6, 140000, dtype=dtype)[0]
+    logits[0, 70000:] = -inf  # the last pieces
+    logits[1, :70000] = -inf
+    logits[2] = -inf
+    logits[3, 139999] = nan
+    logits[4, 66000] = inf
+    target, dy = np.array([5, 139998, 3, 70000, 66000, 131072]), np.ones(6, "f4")
+    (exact, dexact), (peer, dpeer) = (both_at(p, logits, target, dy, "none") for p in PRECISIONS)
+    losses, ctx = ck.cross_entropy_forward(logits, target, reduction="none")
+    assert_parity(losses, exact, peer)
+    dlogits = ck.cross_entropy_backward(dy, ctx).logits
+    assert_parity(dlogits, dexact, dpeer.to(as_torch(dlogits).dtype))
+
+
+def test_cross_entropy_softcaps_what_is_infinite(isa):
+    logits = np.array([[np.inf, 1, -np.inf, 2]], "f4")
+    (exact, dexact), (peer, dpeer) = (both_at(p, logits, np.array([1]), [1], "none", softcap=5.0) for p in PRECISIONS)
+    losses, ctx = ck.cross_entropy_forward(logits, np.array([1]), reduction="none", softcap=5.0)
+    assert_parity(losses, exact, peer, allow_constant=True)
+    assert_parity(ck.cross_entropy_backward(np.ones(1, "f4"), ctx).logits, dexact, dpeer)
 
 
 @pytest.mark.parametrize("R, V", [(0, 8), (0, 0)])
@@ -201,13 +258,14 @@ def test_cross_entropy_of_no_class(isa):
     assert loss == 0 and ck.cross_entropy_backward(1.0, ctx).logits.shape == (3, 0)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.int64])
-def test_cross_entropy_takes_strided_views(isa, rng, dtype):
-    ids = rng.integers(0, 33, (5, 7)).astype(dtype)
-    logits, target = spaced(rng.standard_normal((6, 5, 33)).astype("f4")).transpose(1, 0, 2), ids[:, 1:]
-    dy = rng.standard_normal((6, 5)).astype("f4").T
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+@pytest.mark.parametrize("V", [33, 65539])
+def test_cross_entropy_takes_strided_views(isa, dtype, rng, kind, V):
+    ids = rng.integers(0, V, (3, 3)).astype(kind)
+    logits, target = spaced(rng.standard_normal((2, 3, V)).astype(dtype)).transpose(1, 0, 2), ids[:, 1:]
+    dy = rng.standard_normal((2, 3)).astype("f4").T
     losses, ctx = ck.cross_entropy_forward(logits, target, reduction="none")
-    dlogits, = ck.cross_entropy_backward(dy, ctx, out=Gradients(spaced(np.zeros((5, 6, 33), "f4"))))
+    dlogits, = ck.cross_entropy_backward(dy, ctx, out=Gradients(spaced(np.zeros((3, 2, V), dtype))))
     flat, flat_ctx = ck.cross_entropy_forward(logits.copy(), target.copy(), reduction="none")
     np.testing.assert_array_equal(losses, flat)
     np.testing.assert_array_equal(dlogits, ck.cross_entropy_backward(dy.copy(), flat_ctx).logits)
@@ -275,7 +333,11 @@ def test_cross_entropy_refuses(error, text, call):
         call()
 
 
-def test_cross_entropy_reports_a_lack_of_memory():
+@pytest.mark.parametrize("shape", [(1000, 40000), (2, 70000)], ids=str)
+def test_cross_entropy_reports_a_lack_of_memory(shape):
+    logits, target = np.broadcast_to(np.zeros(shape[1], "f4"), shape), np.zeros(shape[0], np.int64)
+    out = np.full((), 7, "f4")
     ck._ck.fail_allocation(1)
     with pytest.raises(MemoryError, match="cross_entropy"):
-        ck.cross_entropy(X, T, out=np.zeros((), "f4"))
+        ck.cross_entropy(logits, target, out=out)
+    assert out == 7

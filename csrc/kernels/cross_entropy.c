@@ -1,14 +1,11 @@
-#include "kernels/kernel.h"
+#include "kernels/rows.h"
 #include "ops/cross_entropy.h"
-#include "simd/math.h"
-#include "simd/words.h"
+#include "ops/pieces.h"
 
 #include <math.h>
 
-enum { BLOCK = CK_CROSS_ENTROPY_BLOCK };
-
 /* tanh(logits / softcap) in `slope`, and softcap times that; the logits themselves where there is no cap. */
-static inline v16
+CK_TEMPLATE v16
 capped(v16 logits, float softcap, v16 *slope)
 {
     if (isinf(softcap)) {
@@ -19,101 +16,146 @@ capped(v16 logits, float softcap, v16 *slope)
     return v16_mul(*slope, v16_splat(softcap));
 }
 
-/* Elements v to v+n-1 of a row, -inf behind them. */
-static inline v16
-scores(const elem *logits, size_t n, float softcap)
-{
-    v16 slope;
-    const v16 x = capped(v16_load(logits, n), softcap, &slope);
-    return n >= 16 ? x : v16_select(v16_first(n), x, v16_splat(-INFINITY));
-}
+/* The first lane. */
+static inline float first(v16 x) { return v16_sum(v16_select(v16_first(1), x, v16_zero())); }
 
 static inline float
-score(const elem *logits, float softcap)
+score(v16 logit, float softcap)
 {
-    return v16_peak(scores(logits, 1, softcap)); /* a NaN gets lost, but not in the sum */
+    v16 slope;
+    return first(capped(logit, softcap, &slope));
+}
+
+/* ---- forward ---- */
+
+/* Of a block of n: the sum of exp(x - base), and where `smooth` that of x.  Fetches what follows the block. */
+CK_TEMPLATE void
+sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, double *sum, double *all)
+{
+    v16 sums = v16_zero(), alls = v16_zero(), slope;
+    size_t v = 0;
+    for (; v + 16 <= n; v += 16) {
+        ck_prefetch(logits + v + CK_ROW_BLOCK);
+        const v16 x = capped(v16_load(logits + v, 16), softcap, &slope);
+        sums = v16_add(sums, v16_exp(v16_sub(x, base)));
+        if (smooth)
+            alls = v16_add(alls, x);
+    }
+    if (v < n) {
+        const v16 x = capped(v16_load(logits + v, n - v), softcap, &slope); /* 0 behind the end */
+        sums = v16_add(sums, v16_select(v16_first(n - v), v16_exp(v16_sub(x, base)), v16_zero()));
+        if (smooth)
+            alls = v16_add(alls, x);
+    }
+    *sum += v16_sum(sums);
+    if (smooth)
+        *all += v16_sum(alls);
 }
 
 /*
- * One row, read once: a block goes through the first-level cache twice, for its maximum and for its exponentials.
- * The sum so far is rescaled when the maximum moves.
+ * A row, or a piece of one, read once: a block goes through the first-level cache twice, for its maximum and for its
+ * exponentials.  The sum so far is rescaled when the maximum moves.  tanh keeps the order, so that the largest logit
+ * has the largest x.
  */
-typedef struct { float peak; double sum, all; } row_sums;
-
-static inline row_sums
+CK_TEMPLATE ck_measure
 sum_row(const elem *logits, size_t V, float softcap, bool smooth)
 {
-    row_sums row = {-INFINITY, 0, 0};
-
-    for (size_t begin = 0; begin < V; begin += BLOCK) {
-        const size_t end = V - begin < BLOCK ? V : begin + BLOCK;
-        v16 peaks = v16_splat(-INFINITY), sums = v16_zero(), alls = v16_zero();
-
-        for (size_t v = begin; v < end; v += 16)
-            peaks = v16_max(peaks, scores(logits + v, end - v, softcap));
-        const float peak = v16_peak(peaks);
+    ck_measure row = {.peak = -INFINITY};
+    for (size_t begin = 0; begin < V; begin += CK_ROW_BLOCK) {
+        const size_t n = block_end(begin, V) - begin;
+        const float peak = score(v16_splat(largest(logits + begin, n, v16_splat(1.0f))), softcap);
         if (peak > row.peak) {
             row.sum *= exp((double)row.peak - peak);
             row.peak = peak;
         }
-        const v16 base = v16_splat(row.peak == -INFINITY ? 0.0f : row.peak); /* -inf from itself would be NaN */
-        for (size_t v = begin; v < end; v += 16)
-            sums = v16_add(sums, v16_exp(v16_sub(scores(logits + v, end - v, softcap), base)));
-        row.sum += v16_sum(sums);
-        if (!smooth)
-            continue;
-        for (size_t v = begin; v < end; v += 16) {
-            v16 slope;
-            alls = v16_add(alls, capped(v16_load(logits + v, end - v), softcap, &slope)); /* 0 behind the end */
-        }
-        row.all += v16_sum(alls);
+        sum_block(logits + begin, n, softcap, smooth, base_of(row.peak), &row.sum, &row.other);
     }
     return row;
 }
 
-CK_KERNEL(cross_entropy_fwd)
+static ck_measure
+measure(const struct ck_cross_entropy_fwd *a, const elem *logits, size_t V)
 {
-    const size_t V = a->V;
     const float softcap = (float)a->softcap;
-    const double s = a->label_smoothing;
-    double *total = task.work;
-
-    *total = 0;
-    for (size_t r = task.begin; r < task.end; r++) {
-        const elem *logits = ck_row(&a->logits, r); /* [r,:] */
-        const int64_t t = ck_id(&a->target, r);
-        row_sums row = {-INFINITY, 0, 0};
-        double loss = 0;
-
-        if (t != a->ignore_index) {
-            row = isinf(softcap) ? sum_row(logits, V, INFINITY, s > 0) : sum_row(logits, V, softcap, s > 0);
-            const double lse = row.peak + log(row.sum);
-            loss = lse - (1 - s) * score(logits + t, softcap) + a->z_loss * lse * lse;
-            if (s > 0)
-                loss -= s / (double)V * row.all;
-        }
-        if (a->losses != NULL)
-            a->losses[r] = (float)loss;
-        if (a->peak != NULL)
-            a->peak[r] = row.peak;
-        if (a->sum != NULL)
-            a->sum[r] = (float)row.sum;
-        *total += loss;
-    }
+    const bool smooth = a->label_smoothing > 0;
+    if (!isinf(softcap))
+        return sum_row(logits, V, softcap, smooth);
+    return smooth ? sum_row(logits, V, INFINITY, true) : sum_row(logits, V, INFINITY, false);
 }
 
-/* dlogits[v] = (scale exp(x[v] - peak) - smooth) (1 - slope^2), all v alike */
-static inline void
-spread_row(elem *dlogits, const elem *logits, size_t V, float softcap, float peak, float scale, float smooth)
+/* The loss of row r, and what is kept of it. */
+static double
+finish(const struct ck_cross_entropy_fwd *a, size_t r, int64_t t, ck_measure row)
 {
-    for (size_t v = 0; v < V; v += 16) {
-        v16 slope;
-        const v16 x = capped(v16_load(logits + v, V - v), softcap, &slope);
-        v16 dx = v16_fma(v16_exp(v16_sub(x, v16_splat(peak))), v16_splat(scale), v16_splat(-smooth));
-        if (!isinf(softcap))
-            dx = v16_mul(dx, v16_fma(v16_mul(slope, v16_splat(-1.0f)), slope, v16_splat(1.0f)));
-        v16_store(dlogits + v, dx, V - v);
+    const double s = a->label_smoothing;
+    double loss = 0;
+
+    if (t != a->ignore_index) {
+        const double lse = row.peak + log(row.sum);
+        const elem *logits = ck_row(&a->logits, r);
+        loss = lse - (1 - s) * score(v16_load(logits + t, 1), (float)a->softcap) + a->z_loss * lse * lse;
+        if (s > 0)
+            loss -= s / (double)a->V * row.other;
     }
+    if (a->losses != NULL)
+        a->losses[r] = (float)loss;
+    if (a->peak != NULL)
+        a->peak[r] = row.peak;
+    if (a->sum != NULL)
+        a->sum[r] = (float)row.sum;
+    return loss;
+}
+
+/* Of whole rows, task.work is the sum of their losses; of rows that are cut, a ck_pieces. */
+CK_KERNEL(cross_entropy_fwd)
+{
+    const ck_measure nothing = {.peak = -INFINITY};
+    const ck_pieces *cut = a->V > CK_PIECE ? task.work : NULL;
+    double total = 0;
+
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_span s = cut != NULL ? ck_piece_at(cut, i, a->V) : (ck_span){i, 0, a->V, NULL, NULL};
+        const int64_t t = ck_id(&a->target, s.row);
+        if (cut != NULL && cut->write) {
+            if (s.begin == 0)
+                s.whole->other = finish(a, s.row, t, t == a->ignore_index ? nothing : *s.whole);
+            continue;
+        }
+        const elem *logits = (const elem *)ck_row(&a->logits, s.row) + s.begin;
+        const ck_measure m = t == a->ignore_index ? nothing : measure(a, logits, s.n);
+        if (cut != NULL)
+            *s.part = m;
+        else
+            total += finish(a, s.row, t, m);
+    }
+    if (cut == NULL)
+        *(double *)task.work = total;
+}
+
+/* ---- backward ---- */
+
+typedef struct {
+    const elem *logits;
+    v16 peak, scale, smooth; /* smooth: negative */
+    float softcap;
+} spread;
+
+CK_TEMPLATE v16
+dx_plain(const void *of, size_t v, size_t n)
+{
+    const spread *s = of;
+    ck_prefetch(s->logits + v + CK_ROW_BLOCK);
+    return v16_fma(v16_exp(v16_sub(v16_load(s->logits + v, n), s->peak)), s->scale, s->smooth);
+}
+
+CK_TEMPLATE v16
+dx_capped(const void *of, size_t v, size_t n)
+{
+    const spread *s = of;
+    v16 slope;
+    const v16 x = capped(v16_load(s->logits + v, n), s->softcap, &slope);
+    const v16 dx = v16_fma(v16_exp(v16_sub(x, s->peak)), s->scale, s->smooth);
+    return v16_mul(dx, v16_fma(v16_neg(slope), slope, v16_splat(1.0f)));
 }
 
 /* The gradient at the target, from doubles: its terms cancel. */
@@ -122,37 +164,50 @@ at_target(const elem *logit, float softcap, float peak, double scale, double smo
 {
     v16 slopes;
     const v16 x = capped(v16_load(logit, 1), softcap, &slopes);
-    const double e = v16_sum(v16_select(v16_first(1), v16_exp(v16_sub(x, v16_splat(peak))), v16_zero()));
-    const double slope = v16_sum(v16_select(v16_first(1), slopes, v16_zero()));
+    const double e = first(v16_exp(v16_sub(x, v16_splat(peak)))), slope = first(slopes);
     return v16_splat((float)((scale * e - smooth - g) * (1 - slope * slope)));
 }
 
+static void
+spread_row(const struct ck_cross_entropy_bwd *a, ck_span s, int64_t t, double share, bool stream)
+{
+    const elem *logits = (const elem *)ck_row(&a->logits, s.row) + s.begin;
+    elem *dlogits = (elem *)ck_row(&a->dlogits, s.row) + s.begin;
+    const float softcap = (float)a->softcap, peak = a->peak[s.row];
+    const double g = a->dy.data != NULL ? *(const float *)ck_row(&a->dy, s.row) : a->dloss * share;
+    const double sum = a->sum[s.row], lse = peak + log(sum);
+    const double scale = g * (1 + 2 * a->z_loss * lse) / sum, smooth = g * a->label_smoothing / (double)a->V;
+    const spread of = {logits, v16_splat(peak), v16_splat((float)scale), v16_splat((float)-smooth), softcap};
+    const bool here = (size_t)t >= s.begin && (size_t)t - s.begin < s.n;
+    v16 target = v16_zero();
+
+    if (here) /* before it is overwritten */
+        target = at_target(logits + (t - (int64_t)s.begin), softcap, peak, scale, smooth, g * (1 - a->label_smoothing));
+    if (isinf(softcap))
+        write_row(dlogits, s.n, stream, dx_plain, &of);
+    else
+        write_row(dlogits, s.n, stream, dx_capped, &of);
+    if (here)
+        v16_store(dlogits + (t - (int64_t)s.begin), target, 1);
+}
+
+/* Items are rows, or pieces of rows that are cut. */
 CK_KERNEL(cross_entropy_bwd)
 {
-    const size_t V = a->V;
-    const float softcap = (float)a->softcap;
-    const double share = *(const double *)task.work, s = a->label_smoothing;
+    const size_t pieces = a->V > CK_PIECE ? (a->V - 1) / CK_PIECE + 1 : 1;
+    const ck_pieces cut = {.pieces = pieces};
+    const bool stream = streams(2, &a->dlogits, &a->logits, a->R, a->V);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        const elem *logits = ck_row(&a->logits, r); /* [r,:] */
-        elem *dlogits = ck_row(&a->dlogits, r);
-        const int64_t t = ck_id(&a->target, r);
-
-        if (t == a->ignore_index) {
-            for (size_t v = 0; v < V; v += 16)
-                v16_store(dlogits + v, v16_zero(), V - v);
-            continue;
-        }
-        const float peak = a->peak[r];
-        const double g = a->dy.data != NULL ? *(const float *)ck_row(&a->dy, r) : a->dloss * share;
-        const double sum = a->sum[r], lse = peak + log(sum);
-        const double scale = g * (1 + 2 * a->z_loss * lse) / sum, smooth = g * s / (double)V;
-        const v16 target = at_target(logits + t, softcap, peak, scale, smooth, g * (1 - s)); /* before it is overwritten */
-
-        if (isinf(softcap))
-            spread_row(dlogits, logits, V, INFINITY, peak, (float)scale, (float)smooth);
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_span s = pieces > 1 ? ck_piece_at(&cut, i, a->V) : (ck_span){i, 0, a->V, NULL, NULL};
+        const int64_t t = ck_id(&a->target, s.row);
+        elem *dlogits = (elem *)ck_row(&a->dlogits, s.row) + s.begin;
+        if (t != a->ignore_index)
+            spread_row(a, s, t, *(const double *)task.work, stream);
         else
-            spread_row(dlogits, logits, V, softcap, peak, (float)scale, (float)smooth);
-        v16_store(dlogits + t, target, 1);
+            for (size_t v = 0; v < s.n; v += 16)
+                v16_store(dlogits + v, v16_zero(), s.n - v);
     }
+    if (stream)
+        ck_stream_end();
 }

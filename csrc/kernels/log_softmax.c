@@ -10,14 +10,14 @@ typedef struct {
     v16 high, low;
 } difference;
 
-CK_INLINE v16
+CK_TEMPLATE v16
 less_lse(const void *of, size_t c, size_t n)
 {
     const difference *d = of;
     return v16_sub(v16_sub(v16_load(d->x + c, n), d->high), d->low);
 }
 
-CK_INLINE void
+CK_TEMPLATE void
 write_differences(elem *y, const elem *x, size_t n, float peak, double sum, bool stream)
 {
     const double lse = (peak == -INFINITY ? 0 : (double)peak) + log(sum);
@@ -78,11 +78,11 @@ typedef struct {
     v16 total;
 } pull;
 
-CK_INLINE v16
+CK_TEMPLATE v16
 less_share(const void *of, size_t c, size_t n)
 {
     const pull *p = of;
-    return v16_fma(v16_exp(v16_load(p->y + c, n)), p->total, v16_load(p->dy + c, n));
+    return v16_fma(v16_exp_below(v16_load(p->y + c, n)), p->total, v16_load(p->dy + c, n));
 }
 
 CK_KERNEL(log_softmax_bwd)

@@ -5,18 +5,13 @@
 #include "simd/math.h"
 #include "simd/words.h"
 
-#define CK_INLINE static inline __attribute__((always_inline))
-
-enum {
-    CK_ROW_BLOCK = 2048,   /* elements whose sum is one float */
-    CK_STREAM = 32 << 20,  /* bytes of a call's arrays that no cache keeps: its output goes past them */
-};
+enum { CK_ROW_BLOCK = 2048 }; /* elements whose sum is one float */
 
 /* The end of a block from `begin` on. */
-CK_INLINE size_t block_end(size_t begin, size_t n) { return n - begin < CK_ROW_BLOCK ? n : begin + CK_ROW_BLOCK; }
+CK_TEMPLATE size_t block_end(size_t begin, size_t n) { return n - begin < CK_ROW_BLOCK ? n : begin + CK_ROW_BLOCK; }
 
 /* Up to 16 elements of scale * x, -inf behind the n that are left */
-CK_INLINE v16
+CK_TEMPLATE v16
 scaled(const elem *x, size_t n, v16 scale)
 {
     const v16 z = v16_mul(v16_load(x, n), scale);
@@ -24,7 +19,7 @@ scaled(const elem *x, size_t n, v16 scale)
 }
 
 /* The largest of scale * x; a NaN may get lost. */
-CK_INLINE float
+CK_TEMPLATE float
 largest(const elem *x, size_t n, v16 scale)
 {
     const v16 least = v16_splat(-INFINITY);
@@ -41,13 +36,13 @@ largest(const elem *x, size_t n, v16 scale)
 }
 
 /* What exponentials are relative to: of a row without a number above -inf, all are 0, but for NaN. */
-CK_INLINE v16 base_of(float peak) { return v16_splat(peak == -INFINITY ? 0.0f : peak); }
+CK_TEMPLATE v16 base_of(float peak) { return v16_splat(peak == -INFINITY ? 0.0f : peak); }
 
 /*
  * The sum of exp(scale * x - base) of a row, block by block in double.  `keep`, where it is not NULL, gets them.
  * The line at `next` is fetched for each of x: the row that follows, or any address.
  */
-CK_INLINE double
+CK_TEMPLATE double
 exponentials(float *keep, const elem *x, size_t n, v16 scale, v16 base, const elem *next)
 {
     double sum = 0;
@@ -57,13 +52,13 @@ exponentials(float *keep, const elem *x, size_t n, v16 scale, v16 base, const el
         size_t c = begin;
         for (; c + 16 <= end; c += 16) {
             ck_prefetch(next + c);
-            const v16 e = v16_exp(v16_sub(v16_mul(v16_load(x + c, 16), scale), base));
+            const v16 e = v16_exp_below(v16_sub(v16_mul(v16_load(x + c, 16), scale), base));
             sums = v16_add(sums, e);
             if (keep != NULL)
                 v16_store_f32(keep + c, e, 16);
         }
         if (c < end) {
-            const v16 e = v16_exp(v16_sub(scaled(x + c, end - c, scale), base));
+            const v16 e = v16_exp_below(v16_sub(scaled(x + c, end - c, scale), base));
             sums = v16_add(sums, e);
             if (keep != NULL)
                 v16_store_f32(keep + c, e, end - c);
@@ -73,32 +68,21 @@ exponentials(float *keep, const elem *x, size_t n, v16 scale, v16 base, const el
     return sum;
 }
 
-/* Whether an output passes by the caches: they do not hold what the call reads and writes, nor the output itself. */
-CK_INLINE bool
+/* Whether an output goes past the caches, of a call whose arrays are so many. */
+CK_TEMPLATE bool
 streams(size_t arrays, const ck_array *y, const ck_array *x, size_t R, size_t C)
 {
-    return y->data != x->data && arrays * R * C * sizeof(elem) > CK_STREAM;
+    return y->data != x->data && ck_streams(arrays * R * C * sizeof(elem));
 }
 
-/* y[c] = each(of, c, n) for n elements, up to 16 in a call: whole vectors first, as fast as stores go. */
+/* y[c] = each(of, c, n) for n elements, up to 16 in a call. */
 typedef v16 ck_each(const void *of, size_t c, size_t n);
-CK_INLINE void
+CK_TEMPLATE void
 write_row(elem *y, size_t n, bool stream, ck_each *each, const void *of)
 {
-    size_t c = 0;
-    if (stream) {
-        const size_t ahead = -(uintptr_t)y % 64 / sizeof(elem);
-        if (ahead != 0 && ahead < n) {
-            for (; c < ahead; c += 16)
-                v16_store(y + c, each(of, c, ahead - c), ahead - c);
-            c = ahead;
-        }
-        for (; c + 16 <= n; c += 16)
-            v16_stream(y + c, each(of, c, 16), 16);
-    }
-    for (; c + 16 <= n; c += 16)
-        v16_store(y + c, each(of, c, 16), 16);
-    if (c < n)
-        v16_store(y + c, each(of, c, n - c), n - c);
+    if (stream)
+        CK_WALK(c, w, y, n, true, { v16_put(y + c, each(of, c, w), w, true); });
+    else
+        CK_WALK(c, w, y, n, false, { v16_put(y + c, each(of, c, w), w, false); });
 }
 #endif

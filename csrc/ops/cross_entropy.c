@@ -1,4 +1,8 @@
+#include "ops/cross_entropy.h"
+
+#include "ops/loss.h"
 #include "ops/ops.h"
+#include "ops/pieces.h"
 #include "runtime/run.h"
 
 #include <math.h>
@@ -40,17 +44,13 @@ CK_RUN(cross_entropy_fwd)
     if (status != CK_OK)
         return status;
 
-    const size_t grain = ck_grain(a->V), blocks = ck_blocks(a->R, grain);
-    double *parts = ck_take(blocks * sizeof *parts), sum = 0;
-    if (parts == NULL)
-        return CK_NO_MEMORY;
-    status = ck_run(&(ck_job){.kernel = CK_FAST(cross_entropy_fwd), .args = a, .n = a->R, .grain = grain,
-                              .work = parts, .work_each = sizeof *parts});
-    for (size_t i = 0; status == CK_OK && i < blocks; i++)
-        sum += parts[i];
+    const double divisor = a->mean ? (double)counted : 1;
+    if (a->V <= CK_PIECE)
+        return ck_run_loss(CK_FAST(cross_entropy_fwd), a, a->R, ck_rows_grain(a->R, a->V), divisor, a->loss);
+    double sum = 0;
+    status = ck_run_pieces(CK_FAST(cross_entropy_fwd), a, a->R, a->V, 0, &sum);
     if (status == CK_OK && a->loss != NULL)
-        *a->loss = (float)(a->mean ? sum / (double)counted : sum);
-    ck_give(parts, blocks * sizeof *parts);
+        *a->loss = (float)(sum / divisor);
     return status;
 }
 
@@ -63,6 +63,9 @@ CK_RUN(cross_entropy_bwd)
     if (status != CK_OK)
         return status;
     double share = a->mean ? 1 / (double)counted : 1;
-    return ck_run(&(ck_job){.kernel = CK_FAST(cross_entropy_bwd), .args = a, .n = a->R, .grain = ck_grain(a->V),
-                            .work = &share});
+    ck_job job = {.kernel = CK_FAST(cross_entropy_bwd), .args = a, .n = a->R, .grain = ck_rows_grain(a->R, a->V),
+                  .work = &share};
+    if (a->V > CK_PIECE)
+        job.n *= ck_blocks(a->V, CK_PIECE), job.grain = 1;
+    return ck_run(&job);
 }

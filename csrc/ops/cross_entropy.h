@@ -19,8 +19,9 @@
  * No counted row: a mean of NaN, gradients of 0.  Other targets must be 0 to V-1, otherwise nothing is written.
  *
  * Saved for backward: peak and sum, apart: their logarithm as one float would lose an ulp of lse in every p.  In place:
- * dlogits may be logits.  Order: v in blocks of CK_CROSS_ENTROPY_BLOCK, 16 lanes in each, block by block in double; rows
- * in blocks that follow from V, in double.  A row of logits is read once, forward and backward.
+ * dlogits may be logits.  Order: v in blocks of 2048, 16 lanes in each, block by block in double, rows of more than
+ * CK_PIECE classes piece by piece; rows in tasks that follow from the shape, in double.  A row of logits is read once,
+ * forward and backward.
  */
 #define CK_ARGS_cross_entropy_fwd(_)                 \
     _(OPT_OUTV, float,  loss,            "")         \
@@ -55,7 +56,6 @@ CK_DECLARE(cross_entropy_fwd)
     _(SIZE,     size_t, V,               "")
 CK_DECLARE(cross_entropy_bwd)
 
-/* A forward task's work is a double: the sum of the losses of its rows.  A backward task's is shared: a double to
- * multiply dloss with, 1 over the number of counted rows where `mean`. */
-enum { CK_CROSS_ENTROPY_BLOCK = 2048 };
+/* A forward task's work is a double, the sum of the losses of its rows, or a ck_pieces where V is more than CK_PIECE.  A
+ * backward task's is shared: a double to multiply dloss with, 1 over the number of counted rows where `mean`. */
 #endif

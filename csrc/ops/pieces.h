@@ -30,7 +30,7 @@ typedef struct {
 typedef struct {
     size_t row, begin, n; /* elements */
     ck_measure *part;
-    const ck_measure *whole;
+    ck_measure *whole;
 } ck_span;
 
 static inline ck_span
@@ -52,4 +52,7 @@ ck_rows_grain(size_t R, size_t C)
 
 /* The kernel on R rows of C elements: whole rows, or pieces; a piece's scratch is that of CK_PIECE elements. */
 ck_status ck_run_rows(ck_kernel *kernel, const void *args, size_t R, size_t C, size_t scratch_of_element);
+
+/* The same, of pieces alone; *total is the sum over rows of what writing leaves in whole->other (no total: NULL). */
+ck_status ck_run_pieces(ck_kernel *kernel, const void *args, size_t R, size_t C, size_t scratch_of_element, double *total);
 #endif

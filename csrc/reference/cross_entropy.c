@@ -1,5 +1,6 @@
 #include "reference/reference.h"
 #include "ops/cross_entropy.h"
+#include "ops/pieces.h"
 
 static double
 capped(const elem *logit, double softcap)
@@ -9,9 +10,12 @@ capped(const elem *logit, double softcap)
 
 CK_KERNEL(cross_entropy_fwd)
 {
-    double *total = task.work;
-    *total = 0;
-    for (size_t r = task.begin; r < task.end; r++) {
+    const ck_pieces *cut = a->V > CK_PIECE ? task.work : NULL;
+    double total = 0;
+    for (size_t i = task.begin; i < task.end; i++) {
+        if (cut && (!cut->write || i % cut->pieces != 0)) /* the first piece to be written stands for its row */
+            continue;
+        const size_t r = cut ? cut->row + i / cut->pieces : i;
         const elem *logits = ck_row(&a->logits, r);
         const int64_t t = ck_id(&a->target, r);
         double peak = -INFINITY, sum = 0, all = 0, loss = 0;
@@ -34,14 +38,22 @@ CK_KERNEL(cross_entropy_fwd)
             a->peak[r] = (float)peak;
         if (a->sum)
             a->sum[r] = (float)sum;
-        *total += loss;
+        if (cut)
+            cut->whole[i / cut->pieces].other = loss;
+        total += loss;
     }
+    if (!cut)
+        *(double *)task.work = total;
 }
 
 CK_KERNEL(cross_entropy_bwd)
 {
     const double share = *(const double *)task.work, s = a->label_smoothing;
-    for (size_t r = task.begin; r < task.end; r++) {
+    const size_t pieces = a->V > CK_PIECE ? (a->V - 1) / CK_PIECE + 1 : 1;
+    for (size_t i = task.begin; i < task.end; i++) {
+        if (i % pieces != 0)
+            continue;
+        const size_t r = i / pieces;
         const elem *logits = ck_row(&a->logits, r);
         elem *dlogits = ck_row(&a->dlogits, r);
         const int64_t t = ck_id(&a->target, r);

@@ -1,6 +1,8 @@
 """Every op declared once for the comparisons; ``spec.py`` says what a declaration is."""
 
 from .attention import ATTENTION, LSE, SOFTMAX
+from .losses import KL_DIV, LOG_SOFTMAX, MSE_LOSS
+from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
 from .heads import HEADS
 from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
 from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
@@ -18,6 +20,7 @@ SPECS = tuple(
     EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + QK_NORM_ROPE
     + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + CLIP_GRAD_NORM + SGD
     + ADAMW
+    + LINEAR + MATMUL + SOFTMAX + LOG_SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + MSE_LOSS + KL_DIV + SGD
 )  # fmt: skip
 
 
