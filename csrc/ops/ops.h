@@ -17,6 +17,7 @@
 #include "ops/matmul.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
+#include "ops/selection.h"
 #include "ops/softmax.h"
 #include "ops/sgd.h"
 #include "ops/sum_rows.h"
