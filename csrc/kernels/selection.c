@@ -131,7 +131,7 @@ CK_KERNEL(topk_fwd)
         const elem *x = ck_row(&a->x, r);
         elem *values = ck_row(&a->values, r);
         int64_t *indices = ck_row(&a->indices, r);
-        find_first(rank, k, ck_topk_room(k), x, a->C);
+        find_first(rank, k, x, a->C);
         const uint64_t *sorted = sort(rank, rank + k, k);
         for (size_t j = 0; j < k; j++) {
             indices[j] = (int64_t)index_of(sorted[j]);

@@ -53,70 +53,56 @@ group_peak(const elem *x, size_t n)
     return v16_peak(peak);
 }
 
-/*
- * Reorders n ranks, all different, so that those come first whose predecessors weigh less than `budget` together; how
- * many these are.  A rank weighs weight[index], or 1.  One bit at a time, from the highest in which they differ: at
- * most 64 rounds, each over the half in which the last one lies.
- */
-static inline size_t
-first_ranks(uint64_t *rank, size_t n, const float *weight, double budget)
+/* Puts x where heap[i] was, in a heap whose smallest is heap[0]. */
+static inline void
+sift(uint64_t *heap, size_t k, size_t i, uint64_t x)
 {
-    size_t low = 0, high = n;
-    double before = 0;
-
-    while (high - low > 1) {
-        uint64_t any = 0, all = UINT64_MAX;
-        for (size_t i = low; i < high; i++)
-            any |= rank[i], all &= rank[i];
-        const uint64_t bit = (uint64_t)1 << (63 - __builtin_clzll(any ^ all));
-        size_t end = low, last = high;
-        double sum = 0;
-        while (end < last) {
-            const uint64_t x = rank[end];
-            if (x & bit) {
-                sum += weight == NULL ? 1 : weight[index_of(x)];
-                end++;
-            }
-            else {
-                rank[end] = rank[--last];
-                rank[last] = x;
-            }
-        }
-        if (before + sum >= budget)
-            high = end;
-        else {
-            before += sum;
-            low = end;
-        }
+    for (size_t child; (child = 2 * i + 1) < k; i = child) {
+        child += child + 1 < k && heap[child + 1] < heap[child];
+        if (heap[child] > x)
+            break;
+        heap[i] = heap[child];
     }
-    return high;
+    heap[i] = x;
 }
 
-/* The k first in order of C elements to the front of `rank`, which has ck_topk_room(k) places; in no order. */
 static inline void
-find_first(uint64_t *rank, size_t k, size_t room, const elem *x, size_t C)
+make_heap(uint64_t *heap, size_t k)
 {
-    float group[GROUP], bar = -INFINITY; /* at least the value of the last of k found */
-    uint64_t least = 0;
+    for (size_t i = k / 2; i-- > 0;)
+        sift(heap, k, i, heap[i]);
+}
+
+/*
+ * The k first in order of C >= k elements into `heap`, the last of them heap[0].  Elements that are not above it are
+ * passed over, GROUP at a time: of a row in random order, all but k log(C / k).
+ */
+static inline void
+find_first(uint64_t *heap, size_t k, const elem *x, size_t C)
+{
+    float group[GROUP], bar = -INFINITY; /* the value of heap[0] */
     size_t found = 0;
 
     for (size_t c = 0; c < C && bar == bar; c += GROUP) { /* nothing later comes before k NaN */
         const size_t n = C - c < GROUP ? C - c : GROUP;
-        if (least != 0 && bar < INFINITY && group_peak(x + c, n) <= bar)
+        size_t i = 0;
+        if (found == k && bar < INFINITY && group_peak(x + c, n) <= bar)
             continue;
         load_group(group, x + c, n);
-        for (size_t i = 0; i < n; i++) {
-            rank[found] = rank_of(group[i], c + i);
-            found += rank[found] > least;
+        for (; i < n && found < k; i++) {
+            heap[found++] = rank_of(group[i], c + i);
+            if (found == k) {
+                make_heap(heap, k);
+                bar = value_of(heap[0]);
+            }
         }
-        if (found + GROUP > room) {
-            found = first_ranks(rank, found, NULL, (double)k);
-            least = rank[0];
-            for (size_t i = 1; i < found; i++)
-                least = rank[i] < least ? rank[i] : least;
-            bar = value_of(least);
+        for (; i < n; i++) {
+            const uint64_t rank = group[i] <= bar ? 0 : rank_of(group[i], c + i);
+            if (rank > heap[0]) {
+                sift(heap, k, 0, rank);
+                bar = value_of(heap[0]);
+            }
         }
     }
-    first_ranks(rank, found, NULL, (double)k);
 }
 #endif

@@ -36,16 +36,47 @@ uniform(uint64_t seed, uint64_t row)
     return (double)(((uint64_t)x[0] << 32 | x[1]) >> 11) * 0x1p-53;
 }
 
-/* weight = exp((x - peak) / temperature) */
+/* z = the row as floats */
 static void
-weigh(float *weight, const elem *x, size_t V, float peak, float temperature)
+widen(float *z, const elem *x, size_t V)
+{
+    size_t c = 0;
+    for (; c + 16 <= V; c += 16)
+        v16_store_f32(z + c, v16_load(x + c, 16), 16);
+    if (c < V)
+        v16_store_f32(z + c, v16_load(x + c, V - c), V - c);
+}
+
+/* The logits of at least `bar` and where they were; how many. */
+static size_t
+keep_top_k(float *z, uint32_t *index, const elem *x, size_t V, float bar)
+{
+    float group[GROUP];
+    size_t n = 0;
+    for (size_t c = 0; c < V; c += GROUP) {
+        const size_t m = V - c < GROUP ? V - c : GROUP;
+        if (group_peak(x + c, m) < bar)
+            continue;
+        load_group(group, x + c, m);
+        for (size_t i = 0; i < m; i++) {
+            z[n] = group[i];
+            index[n] = (uint32_t)(c + i);
+            n += group[i] >= bar;
+        }
+    }
+    return n;
+}
+
+/* weight = exp((z - peak) / temperature) */
+static void
+weigh(float *weight, const float *z, size_t n, float peak, float temperature)
 {
     const v16 top = v16_splat(peak), by = v16_splat(temperature);
     size_t c = 0;
-    for (; c + 16 <= V; c += 16)
-        v16_store_f32(weight + c, v16_exp(v16_div(v16_sub(v16_load(x + c, 16), top), by)), 16);
-    if (c < V)
-        v16_store_f32(weight + c, v16_exp(v16_div(v16_sub(v16_load(x + c, V - c), top), by)), V - c);
+    for (; c + 16 <= n; c += 16)
+        v16_store_f32(weight + c, v16_exp(v16_div(v16_sub(v16_load_f32(z + c, 16), top), by)), 16);
+    if (c < n)
+        v16_store_f32(weight + c, v16_exp(v16_div(v16_sub(v16_load_f32(z + c, n - c), top), by)), n - c);
 }
 
 /* Sixteen sums, in order, then one after the other. */
@@ -75,21 +106,6 @@ sum_of(const float *weight, size_t V)
     return sum;
 }
 
-/* Nothing for logits below the k-th. */
-static void
-keep_top_k(float *weight, const elem *x, size_t V, size_t k, uint64_t *rank)
-{
-    find_first(rank, k, ck_topk_room(k), x, V);
-    uint64_t least = rank[0];
-    for (size_t i = 1; i < k; i++)
-        least = rank[i] < least ? rank[i] : least;
-    const v16 bar = v16_splat(value_of(least));
-    for (size_t c = 0; c < V; c += 16) {
-        const v16_mask below = v16_lt(v16_load(x + c, V - c), bar);
-        v16_store_f32(weight + c, v16_select(below, v16_zero(), v16_load_f32(weight + c, V - c)), V - c);
-    }
-}
-
 /* Nothing for weights of at most `bar` (or below it). */
 static void
 keep_above(float *weight, size_t V, float bar, bool equal)
@@ -102,33 +118,67 @@ keep_above(float *weight, size_t V, float bar, bool equal)
 }
 
 /*
- * Nothing for what has top_p of the whole before it.  Weights so small that V of them do not make up the rest are not
+ * Reorders n ranks, all different, so that those come first whose predecessors weigh less than `budget` together; how
+ * many these are.  One bit at a time, from the highest in which they differ: at most 64 rounds, each over the half in
+ * which the last one lies.  Without a branch that depends on the rank, which nobody could predict.
+ */
+static size_t
+first_ranks(uint64_t *rank, uint64_t *other, size_t n, const float *weight, double budget)
+{
+    size_t low = 0, high = n;
+    double before = 0;
+
+    while (high - low > 1) {
+        uint64_t any = 0, all = UINT64_MAX;
+        for (size_t i = low; i < high; i++)
+            any |= rank[i], all &= rank[i];
+        const int bit = 63 - __builtin_clzll(any ^ all);
+        size_t end = low, last = high;
+        double sum = 0;
+        for (size_t i = low; i < high; i++) {
+            const uint64_t x = rank[i], upper = x >> bit & 1;
+            other[end] = other[last - 1] = x; /* one of them stays */
+            end += upper;
+            last -= 1 - upper;
+            sum += (double)upper * weight[index_of(x)];
+        }
+        memcpy(rank + low, other + low, (high - low) * sizeof *rank);
+        if (before + sum >= budget)
+            high = end;
+        else {
+            before += sum;
+            low = end;
+        }
+    }
+    return high;
+}
+
+/*
+ * Nothing for what has top_p of the whole before it.  Weights so small that n of them do not make up the rest are not
  * ranked: all of them lie behind.
  */
 static void
-keep_top_p(float *weight, const elem *x, size_t V, double top_p, uint64_t *rank)
+keep_top_p(float *weight, const float *z, size_t n, double top_p, uint64_t *rank, uint64_t *other)
 {
-    const double sum = sum_of(weight, V);
-    const float small = (float)(0.99 * (1 - top_p) * sum / (double)V);
-    float group[GROUP];
-    size_t n = 0;
+    const double sum = sum_of(weight, n);
+    const float small = (float)(0.99 * (1 - top_p) * sum / (double)n);
+    size_t found = 0;
 
-    for (size_t c = 0; c < V; c += GROUP) {
-        const size_t m = V - c < GROUP ? V - c : GROUP;
+    for (size_t c = 0; c < n; c += GROUP) {
+        const size_t m = n - c < GROUP ? n - c : GROUP;
         v16 peak = v16_zero();
         for (size_t i = 0; i < m; i += 16)
             peak = v16_max(peak, v16_load_f32(weight + c + i, m - i));
         if (!(v16_peak(peak) > small))
             continue;
-        load_group(group, x + c, m);
-        for (size_t i = 0; i < m; i++) {
-            rank[n] = rank_of(group[i], c + i);
-            n += weight[c + i] > small;
+        for (size_t i = c; i < c + m; i++) {
+            rank[found] = rank_of(z[i], i);
+            found += weight[i] > small;
         }
     }
-    const size_t kept = first_ranks(rank, n, weight, top_p * sum);
-    keep_above(weight, V, small, false);
-    for (size_t i = kept; i < n; i++)
+    const size_t kept = first_ranks(rank, other, found, weight, top_p * sum);
+    keep_above(weight, n, small, false);
+    for (size_t i = kept; i < found; i++)
         weight[index_of(rank[i])] = 0;
 }
 
@@ -169,19 +219,27 @@ CK_KERNEL(sample_fwd)
 {
     const ck_sample_work *work = task.work;
     const size_t V = a->V;
-    uint64_t *rank = task.scratch;
-    float *weight = (float *)(rank + V + ck_topk_room(V));
+    const bool one_seed = a->seeds.data == NULL, all = (uint64_t)a->top_k >= V;
+    uint64_t *rank = task.scratch, *other = rank + V;
+    float *z = (float *)(other + V), *weight = z + V;
+    uint32_t *index = (uint32_t *)(weight + V);
 
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->logits, r);
-        weigh(weight, x, V, work->peak[r], (float)a->temperature);
-        if ((uint64_t)a->top_k < V)
-            keep_top_k(weight, x, V, (size_t)a->top_k, rank);
+        size_t n = V;
+        if (all)
+            widen(z, x, V);
+        else {
+            find_first(rank, (size_t)a->top_k, x, V);
+            n = keep_top_k(z, index, x, V, value_of(rank[0]));
+        }
+        weigh(weight, z, n, work->peak[r], (float)a->temperature);
         if (a->top_p < 1)
-            keep_top_p(weight, x, V, a->top_p, rank);
+            keep_top_p(weight, z, n, a->top_p, rank, other);
         if (a->min_p > 0)
-            keep_above(weight, V, (float)a->min_p, true);
-        const uint64_t seed = (uint64_t)(a->seeds.data != NULL ? ck_id(&a->seeds, r) : a->seed);
-        *(int64_t *)ck_row(&a->y, r) = (int64_t)draw(weight, V, uniform(seed, a->seeds.data != NULL ? 0 : r));
+            keep_above(weight, n, (float)a->min_p, true);
+        const double u = one_seed ? uniform((uint64_t)a->seed, r) : uniform((uint64_t)ck_id(&a->seeds, r), 0);
+        const size_t drawn = draw(weight, n, u);
+        *(int64_t *)ck_row(&a->y, r) = (int64_t)(all ? drawn : index[drawn]);
     }
 }

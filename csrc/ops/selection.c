@@ -55,7 +55,7 @@ CK_RUN(topk_fwd)
     if (status != CK_OK || a->k == 0)
         return status;
     return ck_run(&(ck_job){.kernel = CK_FAST(topk_fwd), .args = a, .n = a->R, .grain = ck_grain(a->C),
-                            .scratch_each = ck_topk_room((size_t)a->k) * sizeof(uint64_t)});
+                            .scratch_each = ck_topk_scratch((size_t)a->k)});
 }
 
 static ck_status

@@ -21,7 +21,8 @@
  *
  * The steps are those of Hugging Face transformers (generation/logits_process.py: TemperatureLogitsWarper,
  * TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper) in its order.  temperature 0 is argmax.  w is float, sums run
- * in double: over v ascending in blocks of CK_SAMPLE_BLOCK, those of top_p in an order that follows from the row alone.
+ * in double: over what top_k kept, v ascending, in blocks of CK_SAMPLE_BLOCK; those of top_p in an order that follows from
+ * the row alone.
  * So a draw is the same for any number of threads, and depends on nothing but its row, its seed and its number.
  *
  * Refused before anything is written: rows without elements (argmax, sample); k > C; 2^32 elements or more in a row
@@ -82,17 +83,17 @@ ck_argmax_blocks(size_t C)
     return C / CK_ARGMAX_BLOCK + (C % CK_ARGMAX_BLOCK != 0);
 }
 
-/* Candidates that topk holds at a time, of eight bytes; behind the first k of them is room to sort these. */
+/* Bytes that a thread of topk needs: the k first, and room to sort them. */
 static inline size_t
-ck_topk_room(size_t k)
+ck_topk_scratch(size_t k)
 {
-    return 2 * k + 128;
+    return 2 * k * sizeof(uint64_t);
 }
 
-/* Bytes that a thread of sample needs: a weight and a candidate for every element, and the room of topk. */
+/* Of sample: two places in order, a logit, a weight and an index for every element. */
 static inline size_t
 ck_sample_scratch(size_t V)
 {
-    return (V + 16) * sizeof(float) + (V + ck_topk_room(V)) * sizeof(uint64_t);
+    return V * (2 * sizeof(uint64_t) + 2 * sizeof(float) + sizeof(uint32_t));
 }
 #endif

@@ -33,7 +33,7 @@ ARGMAX = family(
 
 def _sorted(torch, x, k):
     """Sort stably: equals by index, which torch.topk does not promise."""
-    values, indices = torch.sort(x, -1, descending=True, stable=True)
+    values, indices = torch.sort(x, dim=-1, descending=True, stable=True)
     return values[..., :k], indices[..., :k]
 
 
@@ -95,11 +95,11 @@ SAMPLE = [
         "forward",
         ("sample",),
         (
-            Probe("no filter", lambda r: _logits(r, temperature=1.5), quick=True),
-            Probe("top_k 7", lambda r: _logits(r, top_k=7)),
-            Probe("top_p 0.8", lambda r: _logits(r, top_p=0.8), quick=True),
-            Probe("min_p 0.2", lambda r: _logits(r, min_p=0.2)),
-            Probe("all three", lambda r: _logits(r, temperature=0.7, top_k=20, top_p=0.9, min_p=0.05)),
+            Probe("no filter", lambda r: _logits(r, temperature=1.5), quick=True, extreme=True),
+            Probe("top_k 7", lambda r: _logits(r, top_k=7), extreme=True),
+            Probe("top_p 0.8", lambda r: _logits(r, top_p=0.8), quick=True, extreme=True),
+            Probe("min_p 0.2", lambda r: _logits(r, min_p=0.2), extreme=True),
+            Probe("all three", lambda r: _logits(r, temperature=0.7, top_k=20, top_p=0.9, min_p=0.05), extreme=True),
         ),
         _draw,
         _sample_frequencies,
