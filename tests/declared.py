@@ -71,6 +71,9 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
     for p in declared:
         if p.shape is None:
             real = p.kind in ("float", "double") and not (absent and p.name == "momentum")  # which needs a buffer
+            if p.name == "top_k":
+                result.append(3)
+                continue
             of_size = {"C": 3 * size * size} | SIZES if len(p.name) == 1 else {}  # an integer that is a size
             result.append(0.5 if real else of_size.get(p.name.upper(), size) if of_size else 0)
         elif p.name in EXCLUDES.get(op, ()):

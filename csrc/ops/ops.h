@@ -26,6 +26,7 @@
 #include "ops/probe.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
+#include "ops/selection.h"
 #include "ops/softmax.h"
 #include "ops/sgd.h"
 #include "ops/sum_rows.h"

@@ -73,6 +73,7 @@ from ckernels.ops.pack import PackedWeight, pack
 from ckernels.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_backward, qk_norm_rope_forward
 from ckernels.ops.rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from ckernels.ops.rope import rope, rope_backward, rope_forward, rope_table
+from ckernels.ops.selection import argmax, sample, topk
 from ckernels.ops.softmax import softmax, softmax_backward, softmax_forward
 from ckernels.runtime import (
     empty,
@@ -117,6 +118,7 @@ __all__ = [
     "rope", "rope_forward", "rope_backward", "rope_table",
     "softmax", "softmax_forward", "softmax_backward",
     "log_softmax", "log_softmax_forward", "log_softmax_backward",
+    "argmax", "sample", "topk",
     "split_qkv", "split_qkv_forward", "split_qkv_backward",
     "heads_to_tokens", "heads_to_tokens_forward", "heads_to_tokens_backward",
     "tokens_to_heads", "tokens_to_heads_forward", "tokens_to_heads_backward",

@@ -5,6 +5,8 @@ import numbers
 
 import numpy as np
 
+from ckernels.ops.selection import sample
+
 __all__ = ["generate"]
 
 _KIND = {numbers.Integral: "an integer", numbers.Real: "a number"}
@@ -54,15 +56,9 @@ def _tokens(model, ids, max_new_tokens, choose, stop):
 
 def _choose(row, temperature, top_k, top_p, rng):
     """Return a token for one row of logits."""
-    if temperature == 0:
-        return int(row.argmax())
-    if np.isnan(row).any():
-        raise ValueError("generate(): the logits hold NaN, so no token can be drawn")
-    order = np.argsort(-row, kind="stable")[:top_k]
-    weights = row[order].astype(np.float64) / temperature
-    weights = np.exp(weights - weights[0])
-    total = np.cumsum(weights)
-    if top_p is not None:
-        # The token that crosses top_p still belongs to the set.
-        total = total[: np.searchsorted(total, top_p * total[-1]) + 1]
-    return int(order[np.searchsorted(total, rng.random() * total[-1], side="right")])
+    narrow = None if top_k is None else min(top_k, row.size)
+    seed = 0 if temperature == 0 else int(rng.integers(-(2**63), 2**63))
+    try:
+        return int(sample(row, temperature=temperature, top_k=narrow, top_p=top_p, seed=seed))
+    except ValueError as error:
+        raise ValueError(str(error).replace("sample():", "generate():")) from None

@@ -11,6 +11,8 @@ from .pointwise import CROSS_ENTROPY, SILU, SWIGLU
 from .products import LINEAR, MATMUL
 from .rotary import ROPE, ROPE_TABLE
 from .rows import ADD, EMBEDDING
+from .rows import ADD, ADD_RMS_NORM, EMBEDDING, RMS_NORM
+from .selection import SELECTION
 from .spec import OpSpec, Probe
 
 __all__ = ["SPECS", "OpSpec", "Probe", "names"]
@@ -21,6 +23,8 @@ SPECS = tuple(
     + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + CLIP_GRAD_NORM + SGD
     + ADAMW
     + LINEAR + MATMUL + SOFTMAX + LOG_SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + MSE_LOSS + KL_DIV + SGD
+    EMBEDDING + RMS_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + LINEAR + MATMUL + SOFTMAX + ATTENTION
+    + LSE + HEADS + SELECTION + SILU + SWIGLU + CROSS_ENTROPY + SGD
 )  # fmt: skip
 
 
