@@ -109,7 +109,7 @@ def _gradient(y, rng):
 
 
 def pair(op, case, draw, peer, *, moves, options=None, peer_out=None, peer_backward=None, limits=("copy", "copy"),
-         aims=((None, None), (None, None)), dtypes=None, name=None):  # fmt: skip
+         aims=((None, None), (None, None)), wanted=None, dtypes=None, name=None):  # fmt: skip
     """Bench ``ck.<op>`` and ``ck.<op>_backward`` beside a function of PyTorch and its gradients by autograd.
 
     Parameters
@@ -130,6 +130,8 @@ def pair(op, case, draw, peer, *, moves, options=None, peer_out=None, peer_backw
         ``peer_backward(dy, *tensors)``, where autograd would not be fair.
     limits, aims
         Of forward and backward, as ``limit`` and ``aim`` of :func:`run`.
+    wanted : int, optional
+        How many inputs take a gradient in PyTorch, the first ones; default: all floating ones.
     dtypes : sequence of str, optional
         As in :func:`run`.
     name : str, optional
@@ -155,7 +157,7 @@ def pair(op, case, draw, peer, *, moves, options=None, peer_out=None, peer_backw
             s.tdy = tuple(map(inputs.tensor, s.dy)) if isinstance(s.dy, tuple) else None
             s.tdy = s.tdy or (inputs.torch.tensor(1.0) if isinstance(s.dy, float) else inputs.tensor(s.dy))
             s.ty = None if peer_backward else peer(*s.leaves)
-            s.wanted = [t for t in s.leaves if t.requires_grad]
+            s.wanted = [t for t in s.leaves if t.requires_grad][:wanted]
         return s
 
     ours, backward = getattr(ck, op), getattr(ck, op + "_backward", None)
