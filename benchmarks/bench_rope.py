@@ -1,4 +1,4 @@
-"""rope, mrope: bound by memory.  x is read and y written; the table is read once a block of tokens, and stays in the cache.
+"""rope, mrope: bound by memory.  x is read and y written; the table is read once a block of tokens, and stays cached.
 
 PyTorch has no rope: the peer is what transformers runs in eager mode, x * cos + rotate_half(x) * sin, on tables of
 full width, and for interleaved pairs the same on the pairs stacked again.  Backward is the same kernel with the sign
