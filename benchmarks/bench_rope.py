@@ -1,4 +1,4 @@
-"""rope: bound by memory.  x is read and y written; the table is read once a block of tokens, and stays in the cache.
+"""rope, mrope: bound by memory.  x is read and y written; the table is read once a block of tokens, and stays cached.
 
 PyTorch has no rope: the peer is what transformers runs in eager mode, x * cos + rotate_half(x) * sin, on tables of
 full width, and for interleaved pairs the same on the pairs stacked again.  Backward is the same kernel with the sign
@@ -14,6 +14,7 @@ from harness import normal, run, tensor, torch
 # B, H, T, D
 CASES = {"llama3 4096": (1, 32, 4096, 128), "smollm2 512": (1, 9, 512, 64), "llama3 1024": (1, 32, 1024, 128),
          "20 heads of 100": (1, 20, 4096, 100), "32 decode": (32, 32, 1, 128), "1 token": (1, 9, 1, 64)}
+LAYOUTS = "llama3 4096", "32 decode"  # in which these too
 
 
 def make(B, H, T, D, token_major=False, interleaved=False):
@@ -22,6 +23,7 @@ def make(B, H, T, D, token_major=False, interleaved=False):
         x = normal(rng, (B, T, H, D) if token_major else (B, H, T, D), dtype)
         s = SimpleNamespace(x=x.transpose(0, 2, 1, 3) if token_major else x, interleaved=interleaved)
         s.cos, s.sin = ck.rope_table(np.arange(100, 100 + T), D)
+        s.positions = np.tile(np.arange(T), (3, 1))
         s.ctx = ck.rope_forward(s.x[:, :1], s.cos, s.sin, interleaved=interleaved)[1]
         if torch:
             s.tx = tensor(x).transpose(1, 2) if token_major else tensor(x)
@@ -34,6 +36,12 @@ def make(B, H, T, D, token_major=False, interleaved=False):
 def ours(s):
     """Forward."""
     return ck.rope(s.x, s.cos, s.sin, interleaved=s.interleaved)
+
+
+def multimodal(s):
+    """Time, height and width, of which text has the same: PyTorch's work is that of rope and of picking rows."""
+    K = s.cos.shape[-1]
+    return ck.mrope(s.x, s.cos, s.sin, s.positions, (K - 2 * (K // 3), K // 3, K // 3))
 
 
 def same_layout(s):
@@ -74,6 +82,9 @@ def bench(case, *shape):
         return 2 * size * int(np.prod(shape))
     run("rope", case, make(*shape), ours, theirs, nbytes=moved, aim=(20, 0.8))
     run("rope_backward", case, make(*shape), backward, theirs_backward, nbytes=moved)
+    if case not in LAYOUTS:
+        return
+    run("mrope", case, make(*shape), multimodal, theirs, nbytes=moved)
     run("rope token-major", case, make(*shape, token_major=True), same_layout, theirs, nbytes=moved)
     run("rope interleaved", case, make(*shape, interleaved=True), ours, theirs, nbytes=moved)
 

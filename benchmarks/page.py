@@ -1,45 +1,77 @@
-"""Run every bench and write what it printed into docs/performance.md, with the machine it ran on.
+"""Run every bench and write what was measured into docs/performance.md, with the machine it ran on.
 
-    python benchmarks/page.py --seconds 0.5
+    python benchmarks/page.py              about ten minutes on two cores
+    python benchmarks/page.py --quick      the first case of every op, best instruction set
 
 Run it on a quiet machine, or the page says how noisy it was.
 """
 import argparse
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import torch
-
-import ckernels as ck
-from ckernels.parity import machine
+import tables
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 MARK = "<!-- everything below is written by benchmarks/page.py -->"
 
 
+def bench(op, chosen):
+    """Return the JSON of one bench; stop where it breaks."""
+    command = [sys.executable, "-m", "ckernels.cli", "bench", "--op", op, "--format", "json",
+               "--threads", str(chosen.threads), *(["--quick"] if chosen.quick else ["--seconds", str(chosen.seconds)])]
+    run = subprocess.run(command, text=True, capture_output=True)
+    if run.returncode:
+        sys.exit(f"{op} failed with {run.returncode}:\n{run.stderr[-2000:]}")
+    return json.loads(run.stdout)
+
+
+def page(runs, load, seconds):
+    """Write the lines of the page below the mark."""
+    facts = next(iter(runs.values()))["machine"]
+    lines = [line for run in runs.values() for line in run["lines"]]
+    yield from ["## The machine of these tables", ""]
+    yield from (f"- {name}: {value}" for name, value in facts.items() if isinstance(value, str))
+    yield f"- instruction sets {', '.join(facts['isas'])}; {lines[0]['threads']} threads"
+    yield f"- load before the run {load[0]:.1f}, after it {load[1]:.1f}"
+    yield f"- {len(lines)} lines in {seconds / 60:.0f} minutes"
+    yield from ["", *tables.limits([run["limits"] for run in runs.values()]), ""]
+    for part in tables.aims, tables.narrow, tables.odd, tables.tiny, tables.hidden:
+        yield from [*part(lines), ""]
+    for op, run in runs.items():
+        yield from [f"## {op}", "", *tables.all_lines(run["lines"])]
+
+
 def main():
-    """Run the benches one after the other; keep the page's words above the mark."""
+    """Keep the page's words above the mark."""
     parser = argparse.ArgumentParser(description="Write docs/performance.md from a run of every bench.")
-    parser.add_argument("--seconds", type=float, default=1.0, help="spent on a line")
+    parser.add_argument("--seconds", type=float, default=0.25, help="spent on a case and dtype (default 0.25)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--quick", action="store_true", help="the first case of every op, best instruction set")
+    parser.add_argument("--save", type=Path, help="also write the measurements into this file")
+    parser.add_argument("--load", type=Path, help="measure nothing: take them from this file")
     chosen = parser.parse_args()
-    facts = machine.machine()
-    parts = [PAGE.read_text().split(MARK)[0].rstrip(), "", MARK, "", "## The machine of these tables", ""]
-    parts += [f"- {name}: {value}" for name, value in facts.items() if isinstance(value, str)]
-    parts += [f"- PyTorch {torch.__version__}; instruction sets {', '.join(ck.isas())}; {chosen.threads} threads",
-              f"- other work on the machine when the run began: load {os.getloadavg()[0]:.1f}", ""]
-    for bench in sorted(HERE.glob("bench_*.py")):
-        print(bench.name, flush=True)
-        command = [sys.executable, str(bench), "--threads", str(chosen.threads), "--seconds", str(chosen.seconds)]
-        run = subprocess.run(command, text=True, capture_output=True)
-        if run.returncode:
-            sys.exit(f"{bench.name} failed:\n{run.stderr[-2000:]}")
-        parts += [f"## {bench.stem.removeprefix('bench_')}", "", "```", run.stdout.rstrip(), "```", ""]
-    parts += [f"Load at the end: {os.getloadavg()[0]:.1f}; the benches themselves keep it near {chosen.threads}.", ""]
-    PAGE.write_text("\n".join(parts))
+    if chosen.load:
+        kept = json.loads(chosen.load.read_text())
+    else:
+        kept = {"runs": {}, "load": [os.getloadavg()[0]]}
+        begin = time.perf_counter()
+        for path in sorted(HERE.glob("bench_*.py")):
+            op = path.stem.removeprefix("bench_")
+            if op == "model" and chosen.quick:
+                continue
+            print(f"{time.perf_counter() - begin:6.0f} s  {op}", flush=True)
+            kept["runs"][op] = bench(op, chosen)
+        kept["load"].append(os.getloadavg()[0])
+        kept["seconds"] = time.perf_counter() - begin
+    if chosen.save:
+        chosen.save.write_text(json.dumps(kept))
+    words = PAGE.read_text().split(MARK)[0].rstrip()
+    PAGE.write_text("\n".join([words, "", MARK, "", *page(kept["runs"], kept["load"], kept["seconds"])]))
 
 
 if __name__ == "__main__":

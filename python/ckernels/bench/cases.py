@@ -109,7 +109,7 @@ def _gradient(y, rng):
 
 
 def pair(op, case, draw, peer, *, moves, options=None, peer_out=None, peer_backward=None, limits=("copy", "copy"),
-         aims=((None, None), (None, None)), dtypes=None, name=None):  # fmt: skip
+         aims=((None, None), (None, None)), wanted=None, dtypes=None, variant=""):  # fmt: skip
     """Bench ``ck.<op>`` and ``ck.<op>_backward`` beside a function of PyTorch and its gradients by autograd.
 
     Parameters
@@ -130,12 +130,14 @@ def pair(op, case, draw, peer, *, moves, options=None, peer_out=None, peer_backw
         ``peer_backward(dy, *tensors)``, where autograd would not be fair.
     limits, aims
         Of forward and backward, as ``limit`` and ``aim`` of :func:`run`.
+    wanted : int, optional
+        How many inputs take a gradient in PyTorch, the first ones; default: all floating ones.
     dtypes : sequence of str, optional
         As in :func:`run`.
-    name : str, optional
-        Printed instead of ``op``.
+    variant : str
+        Printed after the op's name.
     """
-    options, name = options or {}, name or op
+    options = options or {}
 
     def make(rng, dtype):
         s = SimpleNamespace(arrays=draw(rng, dtype))
@@ -155,7 +157,7 @@ def pair(op, case, draw, peer, *, moves, options=None, peer_out=None, peer_backw
             s.tdy = tuple(map(inputs.tensor, s.dy)) if isinstance(s.dy, tuple) else None
             s.tdy = s.tdy or (inputs.torch.tensor(1.0) if isinstance(s.dy, float) else inputs.tensor(s.dy))
             s.ty = None if peer_backward else peer(*s.leaves)
-            s.wanted = [t for t in s.leaves if t.requires_grad]
+            s.wanted = [t for t in s.leaves if t.requires_grad][:wanted]
         return s
 
     ours, backward = getattr(ck, op), getattr(ck, op + "_backward", None)
@@ -166,10 +168,10 @@ def pair(op, case, draw, peer, *, moves, options=None, peer_out=None, peer_backw
                 return peer_backward(s.tdy, *s.leaves)
         return inputs.torch.autograd.grad(s.ty, s.wanted, s.tdy, retain_graph=True)
 
-    run(name, case, make, lambda s: ours(*s.arrays, **options), lambda s: _quiet(peer, s.tensors),
+    run(f"{op} {variant}".strip(), case, make, lambda s: ours(*s.arrays, **options), lambda s: _quiet(peer, s.tensors),
         nbytes=lambda size: size * moves[0], limit=limits[0], aim=aims[0], dtypes=dtypes,
         ours_out=(lambda s: ours(*s.arrays, **options, out=s.out)) if peer_out else None,
         theirs_out=(lambda s: peer_out(s.tout, *s.tensors)) if peer_out else None)  # fmt: skip
     if moves[1] is not None:
-        run(name + "_backward", case, make_backward, lambda s: backward(s.dy, s.ctx), theirs_backward,
+        run(f"{op}_backward {variant}".strip(), case, make_backward, lambda s: backward(s.dy, s.ctx), theirs_backward,
             nbytes=lambda size: size * moves[1], limit=limits[1], aim=aims[1], dtypes=dtypes)  # fmt: skip

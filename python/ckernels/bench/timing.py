@@ -6,7 +6,7 @@ import time
 __all__ = ["alternate", "ratios", "seconds_of"]
 
 _SHORT = 20e-6  # seconds: calls that take less are timed several at a time
-_LEAST = 5  # turns, however long they take
+_TURNS, _LEAST = 5, 3  # turns: so many unless they take four times as long as they may, and so many in any case
 
 
 def seconds_of(call, *args, repeat=1):
@@ -38,7 +38,7 @@ def alternate(calls, inputs, seconds):
         Each call takes one, half-way round from that of the call before it, so that none gets what another has just
         brought into the caches.
     seconds : float
-        For so long, and at least five turns.
+        For so long, and at least five turns; three where PyTorch takes very long.
 
     Returns
     -------
@@ -51,8 +51,8 @@ def alternate(calls, inputs, seconds):
         call(inputs[0])
         took = seconds_of(call, inputs[-1])
         repeats.append(1 if took > _SHORT else min(256, int(2 * _SHORT / took) + 1))
-    end, turn = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or turn < _LEAST:
+    begin, turn = time.perf_counter(), 0
+    while (took := time.perf_counter() - begin) < seconds or turn < _LEAST or (turn < _TURNS and took < 4 * seconds):
         for i, (before, call) in enumerate(calls):
             before()
             times[i].append(seconds_of(call, inputs[(turn + i * apart) % len(inputs)], repeat=repeats[i]))
