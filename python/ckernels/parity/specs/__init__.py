@@ -1,8 +1,8 @@
 """Every op declared once for the comparisons; ``spec.py`` says what a declaration is."""
 
 from .attention import ATTENTION, LSE, SOFTMAX
-from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
 from .heads import HEADS
+from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
 from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
 from .products import LINEAR, MATMUL
 from .rotary import ROPE, ROPE_TABLE
