@@ -5,7 +5,7 @@ import numpy as np
 
 from ckernels import _ck
 from ckernels.ops.checks import check_context, gradients
-from ckernels.ops.rope import _check_table
+from ckernels.ops.rope import _check_positions, _explain_table
 
 __all__ = ["qk_norm_rope", "qk_norm_rope_backward", "qk_norm_rope_forward"]
 
@@ -27,6 +27,17 @@ class Gradients(NamedTuple):
 
     x: np.ndarray | None = None
     weight: np.ndarray | None = None
+
+
+def _forward(out, rstd, x, weight, cos, sin, positions, interleaved, eps):
+    if positions is not None:
+        _check_positions("qk_norm_rope", "x", x, positions)
+    try:
+        return _ck.qk_norm_rope_fwd(out, rstd, x, weight, cos, sin, positions, interleaved, eps)
+    except ValueError:
+        if positions is None:
+            _explain_table("qk_norm_rope", x, cos, sin)
+        raise
 
 
 def qk_norm_rope(x, weight, cos, sin, eps=1e-6, *, positions=None, interleaved=False, out=None):
@@ -76,8 +87,7 @@ def qk_norm_rope(x, weight, cos, sin, eps=1e-6, *, positions=None, interleaved=F
     >>> ck.qk_norm_rope(x, np.float32([1, 2]), np.float32([[0]]), np.float32([[1]]), eps=0.0)  # a quarter turn
     array([[-2.2627418 ,  0.84852815]], dtype=float32)
     """
-    _check_table("qk_norm_rope", "x", x, cos, sin, positions)
-    return _ck.qk_norm_rope_fwd(out, None, x, weight, cos, sin, positions, interleaved, eps)[0]
+    return _forward(out, None, x, weight, cos, sin, positions, interleaved, eps)[0]
 
 
 def qk_norm_rope_forward(x, weight, cos, sin, eps=1e-6, *, positions=None, interleaved=False, out=None):
@@ -89,8 +99,7 @@ def qk_norm_rope_forward(x, weight, cos, sin, eps=1e-6, *, positions=None, inter
     ctx : Context
         Refers to ``x``, ``weight``, ``cos``, ``sin`` and ``positions``: do not overwrite them before backward.
     """
-    _check_table("qk_norm_rope", "x", x, cos, sin, positions)
-    y, rstd = _ck.qk_norm_rope_fwd(out, True, x, weight, cos, sin, positions, interleaved, eps)
+    y, rstd = _forward(out, True, x, weight, cos, sin, positions, interleaved, eps)
     return y, Context(x, weight, rstd, cos, sin, positions, interleaved)
 
 
@@ -133,7 +142,13 @@ def qk_norm_rope_backward(dy, ctx, *, out=None, accumulate=False):
     """
     check_context("qk_norm_rope_backward", Context, ctx)
     dx, dweight = gradients("qk_norm_rope_backward", Gradients, out)
-    _check_table("qk_norm_rope_backward", "dy", dy, ctx.cos, ctx.sin, ctx.positions)
-    return Gradients(*_ck.qk_norm_rope_bwd(
-        dx, True if dweight is None else dweight, dy, ctx.x, ctx.weight, ctx.rstd, ctx.cos, ctx.sin, ctx.positions,
-        ctx.interleaved, accumulate and dweight is not None))
+    if ctx.positions is not None:
+        _check_positions("qk_norm_rope_backward", "dy", dy, ctx.positions)
+    try:
+        return Gradients(*_ck.qk_norm_rope_bwd(
+            dx, True if dweight is None else dweight, dy, ctx.x, ctx.weight, ctx.rstd, ctx.cos, ctx.sin, ctx.positions,
+            ctx.interleaved, accumulate and dweight is not None))
+    except ValueError:
+        if ctx.positions is None:
+            _explain_table("qk_norm_rope_backward", dy, ctx.cos, ctx.sin)
+        raise
