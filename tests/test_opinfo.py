@@ -166,8 +166,7 @@ def pair_loss(name, function):
         def loss(input, target):
             return function(input, target, reduction=reduction, **options)
 
-        wrt = ("input", "target") if name == "mse_loss" else ("input",)
-        return Call(name, {"input": x, "target": target}, {"reduction": reduction} | options, loss, wrt)
+        return Call(name, {"input": x, "target": target}, {"reduction": reduction} | options, loss, ("input",))
 
     return call
 

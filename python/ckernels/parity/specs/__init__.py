@@ -2,10 +2,12 @@
 
 from .attention import ATTENTION, LSE, SOFTMAX
 from .heads import HEADS
+from .losses import CROSS_ENTROPY, KL_DIV, LOG_SOFTMAX, MSE_LOSS
 from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
-from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
+from .optimizers import ADAMW, CLIP, SGD
+from .pointwise import ACTIVATIONS, GATED
 from .products import LINEAR, MATMUL
-from .rotary import ROPE, ROPE_TABLE
+from .rotary import MROPE, ROPE, ROPE_TABLE
 from .rows import ADD, EMBEDDING
 from .spec import OpSpec, Probe
 
@@ -13,8 +15,9 @@ __all__ = ["SPECS", "OpSpec", "Probe", "names"]
 
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
-    EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + QK_NORM_ROPE
-    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + SGD
+    EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + MROPE + QK_NORM_ROPE
+    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + ACTIVATIONS + GATED + LOG_SOFTMAX + CROSS_ENTROPY
+    + MSE_LOSS + KL_DIV + SGD + ADAMW + CLIP
 )  # fmt: skip
 
 
