@@ -144,6 +144,11 @@ def qk_norm_rope_backward(dy, ctx, *, out=None, accumulate=False):
     dx, dweight = gradients("qk_norm_rope_backward", Gradients, out)
     if ctx.positions is not None:
         _check_positions("qk_norm_rope_backward", "dy", dy, ctx.positions)
-    return Gradients(*_ck.qk_norm_rope_bwd(
-        dx, True if dweight is None else dweight, dy, ctx.x, ctx.weight, ctx.rstd, ctx.cos, ctx.sin, ctx.positions,
-        ctx.interleaved, accumulate and dweight is not None))
+    try:
+        return Gradients(*_ck.qk_norm_rope_bwd(
+            dx, True if dweight is None else dweight, dy, ctx.x, ctx.weight, ctx.rstd, ctx.cos, ctx.sin, ctx.positions,
+            ctx.interleaved, accumulate and dweight is not None))
+    except ValueError:
+        if ctx.positions is None:
+            _explain_table("qk_norm_rope_backward", dy, ctx.cos, ctx.sin)
+        raise

@@ -1,17 +1,14 @@
 """Every op declared once for the comparisons; ``spec.py`` says what a declaration is."""
 
 from .attention import ATTENTION, LSE, SOFTMAX
-from .losses import KL_DIV, LOG_SOFTMAX, MSE_LOSS
-from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
 from .heads import HEADS
+from .losses import CROSS_ENTROPY, KL_DIV, LOG_SOFTMAX, MSE_LOSS
 from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
-from .pointwise import CROSS_ENTROPY, SGD, SILU, SWIGLU
 from .optimizers import ADAMW, CLIP_GRAD_NORM, SGD
-from .pointwise import CROSS_ENTROPY, SILU, SWIGLU
+from .pointwise import ACTIVATIONS, GATED
 from .products import LINEAR, MATMUL
-from .rotary import ROPE, ROPE_TABLE
+from .rotary import MROPE, ROPE, ROPE_TABLE
 from .rows import ADD, EMBEDDING
-from .rows import ADD, ADD_RMS_NORM, EMBEDDING, RMS_NORM
 from .selection import SELECTION
 from .spec import OpSpec, Probe
 
@@ -19,12 +16,9 @@ __all__ = ["SPECS", "OpSpec", "Probe", "names"]
 
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
-    EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + QK_NORM_ROPE
-    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + CLIP_GRAD_NORM + SGD
-    + ADAMW
-    + LINEAR + MATMUL + SOFTMAX + LOG_SOFTMAX + ATTENTION + LSE + HEADS + SILU + SWIGLU + CROSS_ENTROPY + MSE_LOSS + KL_DIV + SGD
-    EMBEDDING + RMS_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + LINEAR + MATMUL + SOFTMAX + ATTENTION
-    + LSE + HEADS + SELECTION + SILU + SWIGLU + CROSS_ENTROPY + SGD
+    EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + MROPE + QK_NORM_ROPE
+    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + ACTIVATIONS + GATED + LOG_SOFTMAX + CROSS_ENTROPY
+    + MSE_LOSS + KL_DIV + SGD + ADAMW + CLIP_GRAD_NORM + SELECTION
 )  # fmt: skip
 
 

@@ -1,11 +1,62 @@
-"""Specs of log_softmax and of the losses of two arrays."""
+"""Specs of the losses and of log_softmax."""
 
 import numpy as np
 
 from .spec import Probe, family, normal
 
 
-def _log_softmax_formula(torch, x):
+def _loss_inputs(rng, R, V, *, scale=3.0, ignored=0, **options):
+    target = rng.integers(0, V, R)
+    target[rng.choice(R, ignored, replace=False)] = options.get("ignore_index", -100)
+    return {"logits": normal(rng, R, V, scale=scale), "target": target, **options}
+
+
+def _cross_entropy_formula(
+    torch, logits, target, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0, softcap=None
+):
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    counted = target != ignore_index
+    total = torch.logsumexp(logits, -1)
+    chosen = logits.gather(-1, target.masked_fill(~counted, 0)[:, None])[:, 0]
+    losses = (1 - label_smoothing) * (total - chosen) + label_smoothing * (total - logits.mean(-1))
+    losses = (losses + z_loss * total**2).masked_fill(~counted, 0.0)
+    if reduction == "none":
+        return losses
+    return losses.sum() / counted.sum() if reduction == "mean" else losses.sum()
+
+
+def _cross_entropy_eager(torch, logits, target, z_loss=0.0, softcap=None, **options):
+    if z_loss or softcap:  # PyTorch has neither: in float32
+        return _cross_entropy_formula(torch, logits.float(), target, z_loss=z_loss, softcap=softcap, **options)
+    return torch.nn.functional.cross_entropy(logits, target, **options)
+
+
+CROSS_ENTROPY = family(
+    "cross_entropy",
+    [
+        Probe("mean, three ignored", lambda r: _loss_inputs(r, 13, 49, ignored=3), quick=True),
+        Probe("none", lambda r: _loss_inputs(r, 7, 97, ignored=2, reduction="none"), quick=True),
+        Probe("sum, ignore_index 5", lambda r: _loss_inputs(r, 11, 33, ignored=4, ignore_index=5, reduction="sum")),
+        Probe("logits of ±200", lambda r: _loss_inputs(r, 9, 65, scale=100.0, reduction="none")),
+        Probe("4097 classes", lambda r: _loss_inputs(r, 5, 4097)),
+        Probe("rows of 17", lambda r: _loss_inputs(r, 31, 17, reduction="sum")),
+        Probe("label smoothing", lambda r: _loss_inputs(r, 13, 97, ignored=3, label_smoothing=0.1), quick=True),
+        Probe("z-loss", lambda r: _loss_inputs(r, 11, 65, ignored=2, z_loss=1e-2, reduction="none")),
+        Probe("softcap", lambda r: _loss_inputs(r, 9, 129, scale=30.0, softcap=30.0)),
+        Probe(
+            "all of them", lambda r: _loss_inputs(r, 9, 577, scale=9.0, label_smoothing=0.2, z_loss=1e-3, softcap=15.0)
+        ),
+    ],
+    _cross_entropy_formula,
+    eager=_cross_entropy_eager,
+    wrt=("logits",),
+    outputs=("loss",),
+    statistics=("loss",),
+)
+
+
+def _log_softmax(torch, x):
     return torch.log_softmax(x, -1)
 
 
@@ -13,83 +64,65 @@ LOG_SOFTMAX = family(
     "log_softmax",
     [
         Probe("7 rows of 97", lambda r: {"x": normal(r, 7, 97, scale=3)}, quick=True),
-        Probe("scores of ±200", lambda r: {"x": (200 * r.uniform(-1, 1, (5, 33))).astype(np.float32)}, quick=True),
+        Probe("logits of ±200", lambda r: {"x": (200 * r.uniform(-1, 1, (5, 33))).astype(np.float32)}, quick=True),
         Probe("near ties at 200", lambda r: {"x": normal(r, 5, 65) + np.float32(200)}),
-        Probe("rows of 4097", lambda r: {"x": normal(r, 3, 4097, scale=2)}),
+        Probe("one row of 4097", lambda r: {"x": normal(r, 1, 4097)}),
         Probe("rows of 17", lambda r: {"x": normal(r, 31, 17)}),
         Probe("one row in pieces", lambda r: {"x": normal(r, 1, 65539)}),
     ],
-    _log_softmax_formula,
-    eager=_log_softmax_formula,
+    _log_softmax,
+    eager=_log_softmax,
 )
 
 
-def _pair(rng, *shape, scale=1.0, **options):
-    return {"input": normal(rng, *shape, scale=scale), "target": normal(rng, *shape, scale=scale), **options}
+def _pair(rng, *shape, **options):
+    return {"input": normal(rng, *shape, scale=2), "target": normal(rng, *shape), **options}
 
 
-def _mse_formula(torch, input, target, reduction="mean"):
-    losses = (input - target) ** 2
-    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
-
-
-def _mse_eager(torch, input, target, reduction="mean"):
+def _mse_loss(torch, input, target, reduction="mean"):
     return torch.nn.functional.mse_loss(input, target, reduction=reduction)
 
 
 MSE_LOSS = family(
     "mse_loss",
     [
-        Probe("mean", lambda r: _pair(r, 7, 97), quick=True),
-        Probe("sum", lambda r: _pair(r, 5, 333, reduction="sum")),
-        Probe("none", lambda r: _pair(r, 3, 5, 33, scale=9, reduction="none"), quick=True),
-        Probe("mean of 33000", lambda r: _pair(r, 3, 11000)),
+        Probe("mean", lambda r: _pair(r, 13, 49), quick=True),
+        Probe("none", lambda r: _pair(r, 3, 5, 33, reduction="none"), quick=True),
+        Probe("sum of 20000", lambda r: _pair(r, 4, 5000, reduction="sum")),
     ],
-    _mse_formula,
-    eager=_mse_eager,
-    outputs=("loss",),
+    _mse_loss,
+    eager=_mse_loss,
     wrt=("input",),
+    outputs=("loss",),
     statistics=("loss",),
 )
 
 
-def _distributions(rng, R, C, *, zeros=0, **options):
-    """Log-probabilities, and probabilities of which some are 0; the logarithms of both with log_target."""
-    logits = normal(rng, 2, R, C, scale=2).astype(np.float64)
-    x, t = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    if not options.get("log_target"):
-        t = np.exp(t)
-        t.flat[rng.choice(t.size, zeros, replace=False)] = 0
-    return {"input": x.astype(np.float32), "target": t.astype(np.float32), **options}
+def _distributions(rng, *shape, log_target=False, **options):
+    """Return logarithms of probabilities, and probabilities or their logarithms."""
+    raw, other = normal(rng, *shape, scale=2), normal(rng, *shape, scale=3)
+    log_p, log_q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (raw, other))
+    target = log_q if log_target else np.exp(log_q)
+    return {"input": log_p, "target": target, "log_target": log_target, **options}
 
 
-def _kl_div_formula(torch, input, target, reduction="mean", log_target=False):
-    p = target.exp() if log_target else target
-    log_p = target if log_target else torch.where(target == 0, 1.0, target).log()
-    losses = p * log_p - p * input
-    if reduction == "none":
-        return losses
-    return losses.sum() / {"sum": 1, "mean": losses.numel(), "batchmean": len(losses)}[reduction]
-
-
-def _kl_div_eager(torch, input, target, reduction="mean", log_target=False):
-    if reduction == "mean":  # spelled out: PyTorch warns of its own
-        return torch.nn.functional.kl_div(input, target, reduction="sum", log_target=log_target) / input.numel()
+def _kl_div(torch, input, target, reduction="mean", log_target=False):
+    if reduction == "mean":  # of which PyTorch warns that its meaning will change
+        return torch.nn.functional.kl_div(input, target, reduction="none", log_target=log_target).mean()
     return torch.nn.functional.kl_div(input, target, reduction=reduction, log_target=log_target)
 
 
 KL_DIV = family(
     "kl_div",
     [
-        Probe("batchmean, some targets 0", lambda r: _distributions(r, 7, 97, zeros=20, reduction="batchmean"), quick=True),
-        Probe("mean", lambda r: _distributions(r, 5, 333)),
-        Probe("none", lambda r: _distributions(r, 13, 33, zeros=5, reduction="none"), quick=True),
-        Probe("sum, log_target", lambda r: _distributions(r, 3, 1031, log_target=True, reduction="sum")),
-        Probe("none, log_target", lambda r: _distributions(r, 3, 77, log_target=True, reduction="none")),
+        Probe("batchmean", lambda r: _distributions(r, 13, 49, reduction="batchmean"), quick=True),
+        Probe("none, logarithms", lambda r: _distributions(r, 5, 97, reduction="none", log_target=True), quick=True),
+        Probe("mean, logarithms", lambda r: _distributions(r, 7, 65, log_target=True)),
+        Probe("sum", lambda r: _distributions(r, 3, 1031, reduction="sum")),
     ],
-    _kl_div_formula,
-    eager=_kl_div_eager,
-    outputs=("loss",),
+    _kl_div,
+    eager=_kl_div,
     wrt=("input",),
+    outputs=("loss",),
     statistics=("loss",),
 )

@@ -100,6 +100,11 @@ def _layer_norm_formula(torch, x, weight=None, bias=None, eps=1e-5):
 
 
 def _layer_norm_eager(torch, x, weight=None, bias=None, eps=1e-5):
+    if x.dtype not in (torch.float32, torch.float64):
+        # PyTorch keeps the mean of 16-bit rows in 16 bits, so that its gradient of the weight is off by an eighth where
+        # the mean is a hundred times the spread, and measures nothing: in float32, rounded once.
+        parameters = (None if p is None else p.float() for p in (weight, bias))
+        return torch.nn.functional.layer_norm(x.float(), (x.shape[-1],), *parameters, eps).to(x.dtype)
     return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 

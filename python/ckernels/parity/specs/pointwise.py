@@ -1,4 +1,4 @@
-"""Specs of the activations and the loss."""
+"""Specs of the activations and the gated units."""
 
 import numpy as np
 
@@ -13,15 +13,82 @@ def _silu_eager(torch, x):
     return torch.nn.functional.silu(x)
 
 
-SILU = family(
-    "silu",
+def _pointwise_probes(small=1e-2, **options):
+    return [
+        Probe("of order one", lambda r: {"x": normal(r, 5, 33, scale=3), **options}, quick=True),
+        Probe("±200", lambda r: {"x": (200 * r.uniform(-1, 1, (7, 97))).astype(np.float32), **options}),
+        Probe("-90 to -2", lambda r: {"x": r.uniform(-90, -2, (3, 1031)).astype(np.float32), **options}),
+        Probe("near zero", lambda r: {"x": normal(r, 7, 65, scale=small), **options}),
+    ]
+
+
+SILU = family("silu", _pointwise_probes(), _silu_formula, eager=_silu_eager)
+
+
+def _relu(torch, x):
+    return torch.relu(x)
+
+
+# Where every input is negative, relu is zero everywhere, and an output of zeros would pass.
+RELU = family("relu", [p for p in _pointwise_probes() if p.label != "-90 to -2"], _relu, eager=_relu)
+
+
+def _gelu_formula(torch, x, approximate="none"):
+    if approximate == "tanh":
+        return 0.5 * x * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    if approximate == "sigmoid":
+        return x * torch.sigmoid(1.702 * x)
+    return 0.5 * x * torch.erfc(x * -(0.5**0.5))
+
+
+def _gelu_eager(torch, x, approximate="none"):
+    if approximate == "sigmoid":  # PyTorch has none: in float32, rounded once
+        return _gelu_formula(torch, x.float(), approximate).to(x.dtype)
+    return torch.nn.functional.gelu(x, approximate=approximate)
+
+
+def _gelu_probes():
+    """Each form in full, but the tails where the result is 0 to the last bit, for PyTorch from -5.5 on."""
+    for form in ("none", "tanh", "sigmoid"):
+        for probe in _pointwise_probes(approximate=form):
+            if probe.label != "-90 to -2":
+                yield Probe(f"{form}, {probe.label}", probe.inputs, probe.quick)
+        yield Probe(
+            f"{form}, -5 to -1",
+            lambda r, form=form: {"x": r.uniform(-5, -1, (3, 1031)).astype(np.float32), "approximate": form},
+        )
+
+
+GELU = family("gelu", list(_gelu_probes()), _gelu_formula, eager=_gelu_eager)
+
+
+def _sigmoid(torch, x):
+    return torch.sigmoid(x)
+
+
+SIGMOID = family("sigmoid", _pointwise_probes(), _sigmoid, eager=_sigmoid)
+
+
+def _tanh(torch, x):
+    return torch.tanh(x)
+
+
+# From -9 down tanh is -1, and near zero it is its input: a constant or the input would pass.
+TANH = family("tanh", [p for p in _pointwise_probes(0.3) if p.label != "-90 to -2"], _tanh, eager=_tanh)
+
+
+def _softcap_formula(torch, x, cap):
+    return cap * torch.tanh(x / cap)
+
+
+SOFTCAP = family(
+    "softcap",
     [
-        Probe("of order one", lambda r: {"x": normal(r, 5, 33, scale=3)}, quick=True),
-        Probe("±200", lambda r: {"x": (200 * r.uniform(-1, 1, (7, 97))).astype(np.float32)}),
-        Probe("-90 to -2", lambda r: {"x": r.uniform(-90, -2, (3, 1031)).astype(np.float32)}),
+        Probe("cap 30, of order ten", lambda r: {"x": normal(r, 5, 33, scale=20), "cap": 30.0}, quick=True),
+        Probe("cap 50, ±200", lambda r: {"x": (200 * r.uniform(-1, 1, (7, 97))).astype(np.float32), "cap": 50.0}),
+        Probe("cap 0.7, near zero", lambda r: {"x": normal(r, 7, 65, scale=0.1), "cap": 0.7}),
     ],
-    _silu_formula,
-    eager=_silu_eager,
+    _softcap_formula,
 )
 
 
@@ -50,38 +117,53 @@ SWIGLU = family(
 )
 
 
-def _loss_inputs(rng, R, V, *, scale=3.0, ignored=0, **options):
-    target = rng.integers(0, V, R)
-    target[rng.choice(R, ignored, replace=False)] = options.get("ignore_index", -100)
-    return {"logits": normal(rng, R, V, scale=scale), "target": target, **options}
+def _geglu_formula(torch, gate, up=None, approximate="none"):
+    if up is None:
+        gate, up = gate.chunk(2, -1)
+    return _gelu_formula(torch, gate, approximate) * up
 
 
-def _cross_entropy_formula(torch, logits, target, ignore_index=-100, reduction="mean"):
-    counted = target != ignore_index
-    chosen = logits.gather(-1, target.masked_fill(~counted, 0)[:, None])[:, 0]
-    losses = (torch.logsumexp(logits, -1) - chosen).masked_fill(~counted, 0.0)
-    if reduction == "none":
-        return losses
-    return losses.sum() / counted.sum() if reduction == "mean" else losses.sum()
+def _geglu_eager(torch, gate, up=None, approximate="none"):
+    if up is None:
+        gate, up = gate.chunk(2, -1)
+    return _gelu_eager(torch, gate, approximate) * up
 
 
-def _cross_entropy_eager(torch, logits, target, ignore_index=-100, reduction="mean"):
-    return torch.nn.functional.cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction)
+def _gated(rng, rows, columns, scale=3.0, **options):
+    return {"gate": normal(rng, rows, columns, scale=scale), "up": normal(rng, rows, columns), **options}
 
 
-CROSS_ENTROPY = family(
-    "cross_entropy",
+GEGLU = family(
+    "geglu",
     [
-        Probe("mean, three ignored", lambda r: _loss_inputs(r, 13, 49, ignored=3), quick=True),
-        Probe("none", lambda r: _loss_inputs(r, 7, 97, ignored=2, reduction="none"), quick=True),
-        Probe("sum, ignore_index 5", lambda r: _loss_inputs(r, 11, 33, ignored=4, ignore_index=5, reduction="sum")),
-        Probe("logits of ±200", lambda r: _loss_inputs(r, 9, 65, scale=100.0, reduction="none")),
-        Probe("4097 classes", lambda r: _loss_inputs(r, 5, 4097)),
-        Probe("rows of 17", lambda r: _loss_inputs(r, 31, 17, reduction="sum")),
+        Probe("none", lambda r: _gated(r, 5, 33), quick=True),
+        Probe("tanh", lambda r: _gated(r, 7, 65, approximate="tanh")),
+        Probe("sigmoid", lambda r: _gated(r, 7, 97, approximate="sigmoid")),
+        Probe("packed", lambda r: {"gate": normal(r, 3, 7, 2 * 97, scale=2)}, quick=True),
+        Probe("gate of ±200", lambda r: _gated(r, 7, 577, scale=80)),
     ],
-    _cross_entropy_formula,
-    eager=_cross_entropy_eager,
-    wrt=("logits",),
-    outputs=("loss",),
-    statistics=("loss",),
+    _geglu_formula,
+    eager=_geglu_eager,
+    wrt=("gate", "up"),
 )
+
+
+def _reglu(torch, gate, up=None):
+    if up is None:
+        gate, up = gate.chunk(2, -1)
+    return torch.relu(gate) * up
+
+
+REGLU = family(
+    "reglu",
+    [
+        Probe("gate and up", lambda r: _gated(r, 5, 33), quick=True),
+        Probe("packed", lambda r: {"gate": normal(r, 3, 7, 2 * 97, scale=2)}),
+    ],
+    _reglu,
+    eager=_reglu,
+    wrt=("gate", "up"),
+)
+
+ACTIVATIONS = RELU + GELU + SILU + SIGMOID + TANH + SOFTCAP
+GATED = SWIGLU + GEGLU + REGLU

@@ -97,3 +97,45 @@ ROPE = family(
     _rope_formula,
     floats=("cos", "sin"),
 )
+
+
+def _mrope_formula(torch, x, cos, sin, positions, sections, interleaved=False, interleaved_sections=False):
+    """Each pair by the table's row of its own axis, then one rotation."""
+    axes = [axis for axis, pairs in enumerate(sections) for _ in range(pairs)]
+    if interleaved_sections:  # 0 1 2 0 1 2 ... while an axis has pairs left, else 0
+        n = len(sections)
+        axes = [k % n if k // n < sections[k % n] else 0 for k in range(sum(sections))]
+    pairs = torch.arange(len(axes))
+    rows = positions.long()[axes].movedim(0, -1)  # [..., T, K]
+    cos, sin = cos[rows, pairs], sin[rows, pairs]
+    if positions.ndim == 3:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return _rope_formula(torch, x, cos, sin, None, interleaved)
+
+
+def _mrope_inputs(rng, B, H, T, sections, D, *, batched=True, **options):
+    pairs, rows = sum(sections), 97
+    angles = _angles(np.arange(rows), 2 * pairs, 10000.0)
+    shape = (len(sections), B, T) if batched else (len(sections), T)
+    return {
+        "x": normal(rng, B, H, T, D),
+        "cos": np.cos(angles).astype(np.float32),
+        "sin": np.sin(angles).astype(np.float32),
+        "positions": rng.integers(1, rows, shape),
+        "sections": sections,
+        **options,
+    }
+
+
+MROPE = family(
+    "mrope",
+    [
+        Probe("sections 16 24 24, D 128", lambda r: _mrope_inputs(r, 1, 5, 8, (16, 24, 24), 128), quick=True),
+        Probe("taking turns", lambda r: _mrope_inputs(r, 1, 7, 19, (24, 20, 20), 128, interleaved_sections=True)),
+        Probe("pairs of neighbours", lambda r: _mrope_inputs(r, 2, 3, 5, (6, 6, 5), 40, interleaved=True), quick=True),
+        Probe("an empty section, positions [A,T]", lambda r: _mrope_inputs(r, 2, 3, 5, (6, 0, 3), 18, batched=False)),
+        Probe("two axes, partial width", lambda r: _mrope_inputs(r, 2, 3, 9, (4, 3), 80)),
+    ],
+    _mrope_formula,
+    floats=("cos", "sin"),
+)
