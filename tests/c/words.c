@@ -38,8 +38,22 @@
     _(log, v16_log(X))                                               \
     _(sigmoid, v16_sigmoid(X))                                       \
     _(tanh, v16_tanh(X))                                             \
+    _(exp_below, v16_exp_below(v16_neg(v16_abs(X))))                 \
+    _(erf, v16_erf(X))                                               \
     _(silu, v16_silu(X))                                             \
-    _(silu_slope, v16_silu_slope(X))
+    _(silu_slope, v16_silu_slope(X))                                 \
+    _(gelu, v16_gelu(X))                                             \
+    _(gelu_slope, v16_gelu_slope(X))                                 \
+    _(gelu_tanh, v16_gelu_tanh(X))                                   \
+    _(gelu_tanh_slope, v16_gelu_tanh_slope(X))                       \
+    _(gelu_sigmoid, v16_gelu_sigmoid(X))                             \
+    _(gelu_sigmoid_slope, v16_gelu_sigmoid_slope(X))                 \
+    _(relu, v16_relu(X))                                             \
+    _(relu_back, v16_relu_back(Y, X))                                \
+    _(sigmoid_slope, v16_sigmoid_slope(X))                           \
+    _(tanh_slope, v16_tanh_slope(X))                                 \
+    _(softcap, v16_softcap(X, Y))                                    \
+    _(softcap_slope, v16_softcap_slope(X, Y))
 
 #define X v16_load_f32(x + c, left)
 #define Y v16_load_f32(y + c, left)

@@ -1,9 +1,10 @@
 /*
- * words_sweep FIRST LAST STEP ISA...: the functions of simd/math.h, and silu, at the floats whose bits are FIRST, FIRST + STEP, ...
- * up to LAST, against libm in double.  Prints a line for each: function, set, largest error in ulp, where; and the
- * number of results that differ between avx512 and avx2, and between baseline and portable, which must be none.
+ * words_sweep FIRST LAST STEP NAME...: the functions of simd/math.h, and silu and gelu, at the floats whose bits are FIRST,
+ * FIRST + STEP, ... up to LAST, against libm in double.  A NAME is an instruction set or a function; without functions it
+ * tries all.  Prints a line for each: function, set, largest error in ulp, where; and the number of results that differ
+ * between avx512 and avx2, and between baseline and portable, which must be none.
  *
- *     words_sweep 0 0xffffffff 1 avx512 avx2 baseline     tries every float
+ *     words_sweep 0 0xffffffff 1 avx512 avx2 baseline exp     tries every float
  */
 #include "words.h"
 
@@ -18,11 +19,14 @@ enum { BLOCK = 4096 };
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 static double silu(double x) { return x / (1 + exp(-x)); }
+static double gelu(double x) { return 0.5 * x * erfc(-x * 0.70710678118654752440); }
 
-static const struct {
+static struct {
     const char *name;
     double (*exact)(double);
-} functions[] = {{"exp", exp}, {"log", log}, {"sigmoid", sigmoid}, {"tanh", tanh}, {"silu", silu}};
+    bool wanted;
+} functions[] = {{"exp", exp, false}, {"log", log, false}, {"sigmoid", sigmoid, false}, {"tanh", tanh, false},
+                 {"erf", erf, false}, {"silu", silu, false}, {"gelu", gelu, false}};
 enum { FUNCTIONS = sizeof functions / sizeof *functions };
 
 static struct set {
@@ -83,6 +87,8 @@ try_block(const float *x, size_t n)
     static double exact[BLOCK];
     size_t differ = 0;
     for (size_t f = 0; f < FUNCTIONS; f++) {
+        if (!functions[f].wanted)
+            continue;
         for (size_t i = 0; i < n; i++)
             exact[i] = functions[f].exact(x[i]);
         for (struct set *s = sets; s < sets + SETS; s++) {
@@ -107,12 +113,19 @@ main(int count, char **given)
 {
     static float x[BLOCK];
     if (count < 5)
-        return fprintf(stderr, "words_sweep FIRST LAST STEP ISA...\n"), 2;
+        return fprintf(stderr, "words_sweep FIRST LAST STEP NAME...\n"), 2;
     const uint64_t first = strtoull(given[1], NULL, 0), last = strtoull(given[2], NULL, 0);
     const uint64_t step = strtoull(given[3], NULL, 0);
-    for (int i = 4; i < count; i++)
+    bool all = true;
+    for (int i = 4; i < count; i++) {
         for (size_t s = 0; s < SETS; s++)
             sets[s].wanted |= strcmp(given[i], sets[s].name) == 0;
+        for (size_t f = 0; f < FUNCTIONS; f++)
+            if (strcmp(given[i], functions[f].name) == 0)
+                functions[f].wanted = true, all = false;
+    }
+    for (size_t f = 0; f < FUNCTIONS; f++)
+        functions[f].wanted |= all;
 
     size_t differ = 0, tried = 0;
     for (uint64_t at = first; at <= last;) {
@@ -123,8 +136,9 @@ main(int count, char **given)
         tried += n;
     }
     for (size_t s = 0; s < SETS; s++)
-        for (size_t f = 0; sets[s].wanted && f < FUNCTIONS; f++)
-            printf("%s %s %.4f %a\n", functions[f].name, sets[s].name, sets[s].worst[f], (double)sets[s].at[f]);
+        for (size_t f = 0; f < FUNCTIONS; f++)
+            if (sets[s].wanted && functions[f].wanted)
+                printf("%s %s %.4f %a\n", functions[f].name, sets[s].name, sets[s].worst[f], (double)sets[s].at[f]);
     printf("tried %zu\ndiffer %zu\n", tried, differ);
     return 0;
 }
