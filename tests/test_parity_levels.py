@@ -416,19 +416,48 @@ class SGD:
             weight -= self.lr * self.buffers[name]
 
 
+class AdamW:
+    """A correct optimizer; a subclass is told what it does wrong."""
+
+    inside = coupled = after = False
+    late = 0  # steps that the bias correction is behind
+
+    def __init__(self, params, lr, betas, eps, weight_decay):
+        self.params, self.lr, self.betas, self.eps, self.decay = params, lr, betas, eps, weight_decay
+        self.state, self.steps = {name: (0 * value, 0 * value) for name, value in params.items()}, 0
+
+    def step(self, grads):
+        self.steps += 1
+        for name, weight in self.params.items():
+            gradient = grads[name] + np.float32(self.decay * self.coupled) * weight
+            self.state[name] = tuple(
+                np.float32(beta) * average + np.float32(1 - beta) * value
+                for beta, average, value in zip(self.betas, self.state[name], (gradient, gradient**2), strict=True)
+            )
+            m, v = (
+                average / np.float32(1 - beta ** (self.steps + self.late))
+                for beta, average in zip(self.betas, self.state[name], strict=True)
+            )
+            eps, keep = np.float32(self.eps), np.float32(1 if self.coupled else 1 - self.lr * self.decay)
+            update = np.float32(self.lr) * m / (np.sqrt(v + eps) if self.inside else np.sqrt(v) + eps)
+            weight[...] = keep * (weight - update) if self.after else keep * weight - update
+
+
 def test_a_correct_training_passes_every_step(torch):
-    cases = list(train.run(Options(full=True), model=Model, sgd=SGD))
+    cases = list(train.run(Options(full=True), model=Model, sgd=SGD, adamw=AdamW))
     assert not failed(cases), failed(cases)[0]
     short = list(train.run(Options(quick=True, steps=1), model=Model, sgd=SGD))
     assert [case.what for case in short] == [
         "step 1 gradient", "step 1 weight", "step 1 micro-batches", "step 1 loss", "step 1 weights",
     ]  # fmt: skip
     steps = [case for case in cases if case.what in ("step 5 loss", "step 5 weights")]
-    assert len(steps) == 4  # tiny with plain SGD, gqa with momentum
+    assert len(steps) == 8  # tiny with plain SGD, gqa with momentum, tiny with AdamW and two eps
     first, last = (next(case.data["ours"] for case in cases if case.what == f"step {n} loss") for n in (1, 5))
     assert last < first, "the training must learn something"
     # Gradients and weights of step 1 (9 per layer, embedding, final norm, and a head where it is not tied).
-    assert Counter(case.what for case in cases)["step 1 gradient"] == 2 * (2 * 9 + 2) + 1
+    counts = Counter(case.what for case in cases)
+    assert counts["step 1 gradient"] == 4 * (2 * 9 + 2) + 1
+    assert counts["step 1 weight"] == 3 * (2 * 9 + 2) + 1  # not where AdamW's eps is 1e-8: a percentile there
 
 
 def test_beyond_twenty_steps_the_twin_is_the_measure(torch):
@@ -469,6 +498,19 @@ def test_a_fault_of_the_optimizer_is_seen_at_its_step(torch, sgd, first):
     assert seen and min(seen) >= first
     if first == 1:
         assert min(seen) == 1 and not any("gradient" in case.what for case in cases)
+
+
+@pytest.mark.parametrize(
+    "fault, first",
+    [({"inside": True}, 1), ({"coupled": True}, 1), ({"late": 1}, 1), ({"late": 1e9}, 1), ({"after": True}, 2)],
+    ids=str,
+)
+def test_a_fault_of_adamw_is_seen(torch, fault, first):
+    options = Options(config="tiny", optimizer="adamw", lr=0.01, steps=3)
+    assert not failed(train.run(options, model=Model, adamw=AdamW))
+    cases = failed(train.run(options, model=Model, adamw=type("Faulty", (AdamW,), fault)))
+    assert {case.name.split(", ")[2] for case in cases} == {"eps 1e-5", "eps 1e-8"}
+    assert min(int(case.what.split()[1]) for case in cases) <= first
 
 
 def wrong_loss(change):

@@ -127,7 +127,7 @@ def _add_parity(commands):
     )
     parity.add_argument("--config", metavar="NAME", help="layer and train: a preset, e.g. tiny or gqa")
     parity.add_argument("--steps", type=_positive, metavar="N", help="train: number of steps (default 5)")
-    parity.add_argument("--optimizer", metavar="NAME", help="train: sgd")
+    parity.add_argument("--optimizer", metavar="NAME", help="train: sgd, momentum or adamw")
     parity.add_argument("--lr", type=_learning_rate, metavar="RATE", help="train: learning rate")
     parity.add_argument("--model", metavar="MODEL", help="forward: a file, a folder, or a name that ck fetch knows")
     parity.add_argument("--text", metavar="TEXT", help="forward: the text to run")

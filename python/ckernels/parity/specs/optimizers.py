@@ -127,13 +127,14 @@ def _clip_exact(inputs):
 
 
 def _clip_peer(inputs):
+    """PyTorch in float32, rounded to the gradients' dtype: in 16 bits it also keeps the norm in 16 bits."""
     import torch
 
-    params = [torch.nn.Parameter(as_tensor(inputs[name])) for name in "ab"]
+    params = [torch.nn.Parameter(as_tensor(inputs[name], "float32")) for name in "ab"]
     for p in params:
         p.grad = p.detach().clone()
     norm = torch.nn.utils.clip_grad_norm_(params, inputs["max_norm"], foreach=False)
-    return {"norm": as_array(norm, "float32"), "a": as_array(params[0].grad), "b": as_array(params[1].grad)}
+    return {"norm": as_array(norm), **{n: as_array(p.grad, call_dtype(inputs)) for n, p in zip("ab", params, strict=True)}}
 
 
 CLIP_GRAD_NORM = [
