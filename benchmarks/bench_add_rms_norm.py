@@ -4,7 +4,7 @@ PyTorch has no such op: the peer is the sum and F.rms_norm.
 """
 from harness import F, normal, pair, uniform
 
-CASES = [(4096, 4096), (512, 576), (16384, 1000), (334, 50257), (3, 4000000), (65536, 64), (1, 576)]
+CASES = [(4096, 4096), (512, 576), (16384, 1000), (334, 50257), (65536, 64), (1, 576)]
 
 
 def both(x, residual, w):

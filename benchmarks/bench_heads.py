@@ -25,6 +25,7 @@ def make_heads(B, T, H, D):
     def make_one(rng, dtype):
         s = SimpleNamespace(x=normal(rng, (B, H, T, D), dtype), y=normal(rng, (B, T, H, D), dtype))
         s.xout, s.yout = s.x.copy(), s.y.copy()
+        s.heads, s.tokens = ck.heads_to_tokens_forward(s.x)[1], ck.tokens_to_heads_forward(s.y)[1]
         s.tx, s.ty, s.txout, s.tyout = (tensor(a) for a in (s.x, s.y, s.xout, s.yout))
         return s
     return make_one
@@ -59,6 +60,10 @@ def bench(case, B, T, H, G, D):
     run("heads_to_tokens", case, make, lambda s: ck.heads_to_tokens(s.x), lambda s: s.tx.transpose(1, 2).contiguous(),
         nbytes=moved(H), ours_out=lambda s: ck.heads_to_tokens(s.x, out=s.yout), aim=aim,
         theirs_out=lambda s: s.tyout.copy_(s.tx.transpose(1, 2)))
+    run("heads_to_tokens_backward", case, make, lambda s: ck.heads_to_tokens_backward(s.y, s.heads),
+        lambda s: s.ty.transpose(1, 2).contiguous(), nbytes=moved(H), aim=aim)
+    run("tokens_to_heads_backward", case, make, lambda s: ck.tokens_to_heads_backward(s.x, s.tokens),
+        lambda s: s.tx.transpose(1, 2).contiguous(), nbytes=moved(H), aim=aim)
     run("tokens_to_heads", case, make, lambda s: ck.tokens_to_heads(s.y), lambda s: s.ty.transpose(1, 2).contiguous(),
         nbytes=moved(H), ours_out=lambda s: ck.tokens_to_heads(s.y, out=s.xout), aim=aim,
         theirs_out=lambda s: s.txout.copy_(s.ty.transpose(1, 2)))

@@ -4,7 +4,7 @@ PyTorch has no such op (F.normalize takes the larger of length and eps): the pee
 """
 from harness import normal, pair, torch
 
-CASES = [(4096, 4096), (65536, 128), (16384, 1000), (3, 4000000), (65536, 64), (1, 128)]
+CASES = [(4096, 4096), (16384, 1000), (65536, 64), (1, 128)]
 
 
 def bench(R, C):

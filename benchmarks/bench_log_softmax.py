@@ -1,7 +1,7 @@
 """log_softmax: bound by memory.  Forward reads x and writes y; backward reads dy and y and writes dx."""
 from harness import normal, pair, torch
 
-CASES = [(4096, 4096), (64, 49152), (16384, 1000), (334, 50257), (3, 4000000), (65536, 64), (1, 576)]
+CASES = [(4096, 4096), (16384, 1000), (334, 50257), (1, 576)]
 
 
 def bench(R, C):

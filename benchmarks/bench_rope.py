@@ -23,7 +23,9 @@ def make(B, H, T, D, token_major=False, interleaved=False):
         x = normal(rng, (B, T, H, D) if token_major else (B, H, T, D), dtype)
         s = SimpleNamespace(x=x.transpose(0, 2, 1, 3) if token_major else x, interleaved=interleaved)
         s.cos, s.sin = ck.rope_table(np.arange(100, 100 + T), D)
-        s.positions = np.tile(np.arange(T), (3, 1))
+        s.positions, K = np.tile(np.arange(T), (3, 1)), D // 2
+        s.sections = K - 2 * (K // 3), K // 3, K // 3
+        s.mctx = ck.mrope_forward(s.x[:, :1], s.cos, s.sin, s.positions, s.sections)[1]
         s.ctx = ck.rope_forward(s.x[:, :1], s.cos, s.sin, interleaved=interleaved)[1]
         if torch:
             s.tx = tensor(x).transpose(1, 2) if token_major else tensor(x)
@@ -40,8 +42,12 @@ def ours(s):
 
 def multimodal(s):
     """Time, height and width, of which text has the same: PyTorch's work is that of rope and of picking rows."""
-    K = s.cos.shape[-1]
-    return ck.mrope(s.x, s.cos, s.sin, s.positions, (K - 2 * (K // 3), K // 3, K // 3))
+    return ck.mrope(s.x, s.cos, s.sin, s.positions, s.sections)
+
+
+def multimodal_backward(s):
+    """The same, turned back."""
+    return ck.mrope_backward(s.x, s.mctx)
 
 
 def same_layout(s):
@@ -85,6 +91,7 @@ def bench(case, *shape):
     if case not in LAYOUTS:
         return
     run("mrope", case, make(*shape), multimodal, theirs, nbytes=moved)
+    run("mrope_backward", case, make(*shape), multimodal_backward, theirs_backward, nbytes=moved)
     run("rope token-major", case, make(*shape, token_major=True), same_layout, theirs, nbytes=moved)
     run("rope interleaved", case, make(*shape, interleaved=True), ours, theirs, nbytes=moved)
 

@@ -49,7 +49,7 @@ def page(runs, load, seconds):
 def main():
     """Keep the page's words above the mark."""
     parser = argparse.ArgumentParser(description="Write docs/performance.md from a run of every bench.")
-    parser.add_argument("--seconds", type=float, default=0.25, help="spent on a case and dtype (default 0.25)")
+    parser.add_argument("--seconds", type=float, default=0.15, help="spent on a case and dtype (default 0.15)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--quick", action="store_true", help="the first case of every op, best instruction set")
     parser.add_argument("--save", type=Path, help="also write the measurements into this file")

@@ -40,12 +40,19 @@ def ratio(x):
     return "" if x is None else f"{x:.2f}" if x < 10 else f"{x:.0f}"
 
 
+def reached(line):
+    """Shares of the limit: of the fastest calls, the median, and which limit."""
+    if line["limit"] is None:
+        return ""
+    return f"{share(line['limit'])}, {share(line['limit_median'])} {line['limit_name']}"
+
+
 def verdict(line):
     """Whether the aim of a line is reached; if not, what stands in the way."""
     short, faster = [], max(line["torch_best"] or 0, line["torch_median"] or 0)
     if line["aim"] and faster and faster < line["aim"]:
         short.append("PyTorch is nearer")
-    if line["aim_limit"] and line["limit"] and line["limit"] < line["aim_limit"]:
+    if line["aim_limit"] and line["limit"] and max(line["limit"], line["limit_median"]) < line["aim_limit"]:
         short.append("below the limit")
     if short == ["PyTorch is nearer"] and (line["limit"] or 0) >= 0.8:
         return "at the machine's limit"
@@ -67,7 +74,7 @@ def aims(lines):
         out = "" if line["out_best"] is None else f"{ratio(line['out_best'])}, {ratio(line['out_median'])}"
         yield (f"| {line['op']} | {line['case']} | {line['best'] * 1e3:.2f} | {ratio(line['aim'])} | "
                f"{ratio(line['torch_best'])}, {ratio(line['torch_median'])} | {out} | {share(line['aim_limit'])} | "
-               f"{share(line['limit'])} {line['limit_name']} | {verdict(line)} |")  # fmt: skip
+               f"{reached(line)} | {verdict(line)} |")  # fmt: skip
 
 
 def by(lines, *names):
@@ -158,9 +165,8 @@ def all_lines(lines):
 def cells(line, beside):
     """A line's row."""
     clock = f"{line['best'] * 1e6:.2f} us" if line["best"] < 1e-4 else f"{line['best'] * 1e3:.3f} ms"
-    limit = "" if line["limit"] is None else f"{share(line['limit'])} {line['limit_name']}"
     yield from [f"{line['op']} {line['way']}".strip(), line["case"], line["isa"], clock]
-    yield from [f"{line['rate']:.1f} {line['unit']}", limit]
+    yield from [f"{line['rate']:.1f} {line['unit']}", reached(line)]
     for best, middle in ("torch_best", "torch_median"), ("out_best", "out_median"):
         yield "" if line[best] is None else f"{ratio(line[best])}, {ratio(line[middle])}"
     yield from (ratio(line["beside"].get(name)) for name in beside)

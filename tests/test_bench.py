@@ -271,8 +271,8 @@ def test_run_refuses_what_makes_no_sense(wrong):
 
 
 def test_a_row_of_the_table():
-    line = report.Line("add", "1x1", "float32", "avx2", "", 2, 1.5e-6, 2e-6, "GB/s", 3.0, 0.5, "copy", 2.0, 1.0)
-    assert report.row(line).split() == "add 1x1 float32 avx2 1.50 us 3.0 50% copy 2.00 1.00".split()
+    line = report.Line("add", "1x1", "float32", "avx2", "", 2, 1.5e-6, 2e-6, "GB/s", 3.0, 0.5, 0.4, "copy", 2.0, 1.0)
+    assert report.row(line).split() == "add 1x1 float32 avx2 1.50 us 3.0 50% 40% copy 2.00 1.00".split()
 
 
 class Weighed(session.Session):
@@ -286,6 +286,36 @@ class Weighed(session.Session):
                 for call in case.ours.values():
                     rows = [row_bytes(part) for part in results(call(given))]
                     self.lines.append((case, dtype, session.hidden_bytes(call, given), max(rows, default=0)))
+
+
+class Called(session.Session):
+    """Every call of each case of less than a few megabytes, once in each dtype; what breaks, by name."""
+
+    def take(self, case):
+        """Call instead of timing."""
+        self.ops.add(case.op)
+        for dtype in case.dtypes:
+            if not case.flops and case.moved(dtype) < 3 << 20 and dtype in self.dtypes:
+                given = case.inputs(dtype, 0)
+                theirs = [case.theirs, case.theirs_out, *case.beside.values()] if inputs.torch else []
+                for call in [*case.ours.values(), case.ours_out, *theirs]:
+                    if call is not None:
+                        call(given)
+                self.lines.append((case.op, dtype))
+
+
+def test_every_call_of_a_small_case_runs():
+    called = Called(chosen())
+    session.run_files(called, {op: path for op, path in session.find_benches().items() if op != "model"})
+    assert called.failures == []
+    bound_by_memory = called.ops - {"linear", "linear_backward", "attention", "attention_backward"}
+    without = {op for op in bound_by_memory if not op.startswith("matmul")} - {op for op, _ in called.lines}
+    assert {op.split(" ")[0].removesuffix("_backward") for op in without} <= LARGE_ALONE
+
+
+#: What has no case below three megabytes in every variant.
+LARGE_ALONE = {"adamw", "sgd", "gelu", "relu", "sigmoid", "tanh", "softcap", "swiglu", "geglu", "reglu", "sample",
+               "embedding", "argmax", "topk", "rope", "heads_to_tokens", "attention"}  # fmt: skip
 
 
 def results(found):

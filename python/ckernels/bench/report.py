@@ -23,6 +23,7 @@ class Line:
     unit: str = ""
     rate: float = 0.0
     limit: float | None = None
+    limit_median: float | None = None
     limit_name: str = ""
     torch_best: float | None = None
     torch_median: float | None = None
@@ -47,17 +48,17 @@ def _ratios(best, median):
 
 
 COLUMNS = (
-    f"{'op':24} {'case':22} {'dtype':8} {'isa':8} {'time':>10} {'GB/s':>7} {'limit':>12} {'x torch: best median':>20} "
+    f"{'op':24} {'case':22} {'dtype':8} {'isa':8} {'time':>10} {'GB/s':>7} {'limit':>16} {'x torch: best median':>20} "
     f"{'with out=':>14} {'hidden':>7}"
 )
 
 
 def row(line):
     """Write a line of the table."""
-    limit = "" if line.limit is None else f"{line.limit:.0%} {line.limit_name}"
+    limit = "" if line.limit is None else f"{line.limit:.0%} {line.limit_median:4.0%} {line.limit_name}"
     name = f"{line.op} {line.way}".strip()
     text = (
-        f"{name:24} {line.case:22} {line.dtype:8} {line.isa:8} {_time(line.best):>10} {line.rate:7.1f} {limit:>12} "
+        f"{name:24} {line.case:22} {line.dtype:8} {line.isa:8} {_time(line.best):>10} {line.rate:7.1f} {limit:>16} "
         f"{_ratios(line.torch_best, line.torch_median):>20} {_ratios(line.out_best, line.out_median):>14} "
         f"{_size(line.hidden):>7}"
     )

@@ -151,7 +151,9 @@ def measure(case, dtype, isas, seconds):
     probes = limits.fma() if case.flops else limits.memory(case.limit, moved) if moved >= _TINY else {}
     calls.update({("limit", way): (_chooser(best), call) for way, (call, _) in probes.items()})
     times = dict(zip(calls, timing.alternate(list(calls.values()), made, seconds), strict=True))
-    limit = max((work / min(times["limit", way]) for way, (_, work) in probes.items()), default=None)
+    # Seconds that the limit takes for a byte (or an operation), turn by turn: of the faster way.
+    turns = zip(*([t / work for t in times["limit", way]] for way, (_, work) in probes.items()), strict=True)
+    limit = [min(ways) for ways in turns]
     return [_line(case, dtype, isa, way, times, limit, hidden, isa == best) for isa in isas for way in case.ours]
 
 
@@ -160,7 +162,8 @@ def _line(case, dtype, isa, way, times, limit, hidden, best):
     work = case.flops or case.moved(dtype)
     line = report.Line(case.op, case.case, dtype, isa, way, ck.get_num_threads(), min(own), statistics.median(own))
     line.unit, line.rate, line.limit_name = "GF/s" if case.flops else "GB/s", work / min(own) / 1e9, case.limit
-    line.limit = None if limit is None else work / min(own) / limit
+    if limit:
+        line.limit, line.limit_median = timing.ratios([t / work for t in own], limit)
     line.hidden = hidden if best else None
     if "torch" in times:
         line.torch_best, line.torch_median = timing.ratios(own, times["torch"])
