@@ -7,65 +7,51 @@
 typedef v16 function(v16 x, v16 cap);
 typedef v16 gradient(v16 dy, v16 x, v16 cap);
 
-static inline __attribute__((always_inline)) void
-forward(const ck_array *y_, const ck_array *x_, size_t R, size_t C, v16 cap, ck_task task, function *f)
+CK_TEMPLATE void
+forward(const ck_array *y_, const ck_array *x_, size_t C, v16 cap, ck_task task, function *f, bool stream)
 {
-    const bool stream = y_->data != x_->data && ck_streams(2 * R * C * sizeof(elem));
-
     for (ck_stretch s = ck_first_stretch(task, C); s.n != 0; s = ck_next_stretch(s, task, C)) {
         const elem *x = (const elem *)ck_row(x_, s.row) + s.column;
         elem *y = (elem *)ck_row(y_, s.row) + s.column;
-        size_t c = 0;
-        if (stream) {
-            for (size_t head = ck_head(y, s.n); c < head; c = c + 16 < head ? c + 16 : head)
-                v16_store(y + c, f(v16_load(x + c, head - c), cap), head - c);
-            for (; c + 16 <= s.n; c += 16)
-                v16_stream(y + c, f(v16_load(x + c, 16), cap), 16);
-        }
-        for (; c + 16 <= s.n; c += 16)
-            v16_store(y + c, f(v16_load(x + c, 16), cap), 16);
-        if (c < s.n)
-            v16_store(y + c, f(v16_load(x + c, s.n - c), cap), s.n - c);
+        CK_WALK(c, w, y, s.n, stream, {
+            v16_put(y + c, f(v16_load(x + c, w), cap), w, stream);
+        });
     }
     if (stream)
         ck_stream_end();
 }
 
-static inline __attribute__((always_inline)) void
-backward(const ck_array *dx_, const ck_array *dy_, const ck_array *x_, size_t R, size_t C, v16 cap, ck_task task, gradient *g)
+CK_TEMPLATE void
+backward(const ck_array *dx_, const ck_array *dy_, const ck_array *x_, size_t C, v16 cap, ck_task task, gradient *g, bool stream)
 {
-    const bool in_place = dx_->data == dy_->data || dx_->data == x_->data;
-    const bool stream = !in_place && ck_streams(3 * R * C * sizeof(elem));
-
     for (ck_stretch s = ck_first_stretch(task, C); s.n != 0; s = ck_next_stretch(s, task, C)) {
         const elem *x = (const elem *)ck_row(x_, s.row) + s.column, *dy = (const elem *)ck_row(dy_, s.row) + s.column;
         elem *dx = (elem *)ck_row(dx_, s.row) + s.column;
-        size_t c = 0;
-        if (stream) {
-            for (size_t head = ck_head(dx, s.n); c < head; c = c + 16 < head ? c + 16 : head)
-                v16_store(dx + c, g(v16_load(dy + c, head - c), v16_load(x + c, head - c), cap), head - c);
-            for (; c + 16 <= s.n; c += 16)
-                v16_stream(dx + c, g(v16_load(dy + c, 16), v16_load(x + c, 16), cap), 16);
-        }
-        for (; c + 16 <= s.n; c += 16)
-            v16_store(dx + c, g(v16_load(dy + c, 16), v16_load(x + c, 16), cap), 16);
-        if (c < s.n)
-            v16_store(dx + c, g(v16_load(dy + c, s.n - c), v16_load(x + c, s.n - c), cap), s.n - c);
+        CK_WALK(c, w, dx, s.n, stream, {
+            v16_put(dx + c, g(v16_load(dy + c, w), v16_load(x + c, w), cap), w, stream);
+        });
     }
     if (stream)
         ck_stream_end();
 }
 
-#define ACTIVATION(name, value, slope, parameter)                                                 \
-    static inline v16 name##_of(v16 x, v16 cap) { return (void)cap, value; }                      \
-    static inline v16 name##_back(v16 dy, v16 x, v16 cap) { return (void)cap, slope; }            \
-    CK_KERNEL(name##_fwd)                                                                         \
-    {                                                                                             \
-        forward(&a->y, &a->x, a->R, a->C, parameter, task, name##_of);                            \
-    }                                                                                             \
-    CK_KERNEL(name##_bwd)                                                                         \
-    {                                                                                             \
-        backward(&a->dx, &a->dy, &a->x, a->R, a->C, parameter, task, name##_back);                \
+#define ACTIVATION(name, value, slope, parameter)                                                       \
+    static inline v16 name##_of(v16 x, v16 cap) { return (void)cap, value; }                            \
+    static inline v16 name##_back(v16 dy, v16 x, v16 cap) { return (void)cap, slope; }                  \
+    CK_KERNEL(name##_fwd)                                                                               \
+    {                                                                                                   \
+        if (a->y.data != a->x.data && ck_streams(2 * a->R * a->C * sizeof(elem)))                       \
+            forward(&a->y, &a->x, a->C, parameter, task, name##_of, true);                              \
+        else                                                                                            \
+            forward(&a->y, &a->x, a->C, parameter, task, name##_of, false);                             \
+    }                                                                                                   \
+    CK_KERNEL(name##_bwd)                                                                               \
+    {                                                                                                   \
+        const bool in_place = a->dx.data == a->dy.data || a->dx.data == a->x.data;                      \
+        if (!in_place && ck_streams(3 * a->R * a->C * sizeof(elem)))                                    \
+            backward(&a->dx, &a->dy, &a->x, a->C, parameter, task, name##_back, true);                  \
+        else                                                                                            \
+            backward(&a->dx, &a->dy, &a->x, a->C, parameter, task, name##_back, false);                 \
     }
 
 #define PLAIN(name, value, slope) ACTIVATION(name, value, slope, v16_zero())

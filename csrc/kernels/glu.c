@@ -9,94 +9,72 @@
 typedef v16 function(v16 gate);
 typedef v16 both(v16 gate, v16 g, v16 *back);
 
-static inline __attribute__((always_inline)) v16
-forward_at(const elem *gate, const elem *up, size_t n, function *f)
+CK_TEMPLATE void
+forward(const struct ck_swiglu_fwd *a, ck_task task, function *f, bool stream)
 {
-    return v16_mul(f(v16_load(gate, n)), v16_load(up, n));
-}
-
-static inline __attribute__((always_inline)) void
-forward(const struct ck_swiglu_fwd *a, ck_task task, function *f)
-{
-    const bool in_place = a->y.data == a->gate.data || a->y.data == a->up.data;
-    const bool stream = !in_place && ck_streams(3 * a->R * a->F * sizeof(elem));
-
     for (ck_stretch s = ck_first_stretch(task, a->F); s.n != 0; s = ck_next_stretch(s, task, a->F)) {
         const elem *gate = AT(a->gate), *up = AT(a->up);
         elem *y = AT(a->y);
-        size_t c = 0;
-        if (stream) {
-            for (size_t head = ck_head(y, s.n); c < head; c = c + 16 < head ? c + 16 : head)
-                v16_store(y + c, forward_at(gate + c, up + c, head - c, f), head - c);
-            for (; c + 16 <= s.n; c += 16)
-                v16_stream(y + c, forward_at(gate + c, up + c, 16, f), 16);
-        }
-        for (; c + 16 <= s.n; c += 16)
-            v16_store(y + c, forward_at(gate + c, up + c, 16, f), 16);
-        if (c < s.n)
-            v16_store(y + c, forward_at(gate + c, up + c, s.n - c, f), s.n - c);
+        CK_WALK(c, w, y, s.n, stream, {
+            v16_put(y + c, v16_mul(f(v16_load(gate + c, w)), v16_load(up + c, w)), w, stream);
+        });
     }
     if (stream)
         ck_stream_end();
 }
 
-/* Everything is read before anything is written: outputs may be inputs. */
-static inline __attribute__((always_inline)) v16
-backward_at(const elem *dy, const elem *gate, const elem *up, size_t n, v16 *dgate, both *f)
+CK_TEMPLATE void
+backward(const struct ck_swiglu_bwd *a, ck_task task, both *f, bool stream)
 {
-    const v16 d = v16_load(dy, n), y = f(v16_load(gate, n), v16_mul(d, v16_load(up, n)), dgate);
-    return v16_mul(d, y);
-}
-
-static inline __attribute__((always_inline)) void
-backward(const struct ck_swiglu_bwd *a, ck_task task, both *f)
-{
-    const void *inputs[] = {a->dy.data, a->gate.data, a->up.data};
-    bool stream = ck_streams(5 * a->R * a->F * sizeof(elem));
-    for (size_t i = 0; i < 3; i++)
-        stream &= inputs[i] != a->dgate.data && inputs[i] != a->dup.data;
-
     for (ck_stretch s = ck_first_stretch(task, a->F); s.n != 0; s = ck_next_stretch(s, task, a->F)) {
         const elem *gate = AT(a->gate), *up = AT(a->up), *dy = AT(a->dy);
         elem *dgate = AT(a->dgate), *dup = AT(a->dup);
-        size_t c = 0;
-        v16 g, u;
-        if (stream) {
-            for (size_t head = ck_head(dgate, s.n); c < head; c = c + 16 < head ? c + 16 : head) {
-                u = backward_at(dy + c, gate + c, up + c, head - c, &g, f);
-                v16_store(dgate + c, g, head - c);
-                v16_store(dup + c, u, head - c);
-            }
-            for (; c + 16 <= s.n; c += 16) {
-                u = backward_at(dy + c, gate + c, up + c, 16, &g, f);
-                v16_stream(dgate + c, g, 16);
-                v16_stream(dup + c, u, 16);
-            }
-        }
-        for (; c + 16 <= s.n; c += 16) {
-            u = backward_at(dy + c, gate + c, up + c, 16, &g, f);
-            v16_store(dgate + c, g, 16);
-            v16_store(dup + c, u, 16);
-        }
-        if (c < s.n) {
-            u = backward_at(dy + c, gate + c, up + c, s.n - c, &g, f);
-            v16_store(dgate + c, g, s.n - c);
-            v16_store(dup + c, u, s.n - c);
-        }
+        CK_WALK(c, w, dgate, s.n, stream, { /* everything is read before anything is written: outputs may be inputs */
+            const v16 d = v16_load(dy + c, w), u = v16_load(up + c, w);
+            v16 back;
+            const v16 y = f(v16_load(gate + c, w), v16_mul(d, u), &back);
+            v16_put(dgate + c, back, w, stream);
+            v16_put(dup + c, v16_mul(d, y), w, stream);
+        });
     }
     if (stream)
         ck_stream_end();
+}
+
+static inline bool
+forward_streams(const struct ck_swiglu_fwd *a)
+{
+    const void *y = a->y.data;
+    return y != a->gate.data && y != a->up.data && ck_streams(3 * a->R * a->F * sizeof(elem));
+}
+
+static inline bool
+backward_streams(const struct ck_swiglu_bwd *a)
+{
+    const void *dgate = a->dgate.data, *dup = a->dup.data, *inputs[] = {a->dy.data, a->gate.data, a->up.data};
+    for (size_t i = 0; i < 3; i++)
+        if (inputs[i] == dgate || inputs[i] == dup)
+            return false;
+    return ck_streams(5 * a->R * a->F * sizeof(elem));
 }
 
 /* The units have the same arguments in structs of different names; forward and backward take those of swiglu. */
 #define GATED_UNIT(name, function)                                                          \
     CK_KERNEL(name##_fwd)                                                                   \
     {                                                                                       \
-        forward((const struct ck_swiglu_fwd *)a, task, v16_##function);                     \
+        const struct ck_swiglu_fwd *b = (const struct ck_swiglu_fwd *)a;                    \
+        if (forward_streams(b))                                                             \
+            forward(b, task, v16_##function, true);                                         \
+        else                                                                                \
+            forward(b, task, v16_##function, false);                                        \
     }                                                                                       \
     CK_KERNEL(name##_bwd)                                                                   \
     {                                                                                       \
-        backward((const struct ck_swiglu_bwd *)a, task, function##_both);                   \
+        const struct ck_swiglu_bwd *b = (const struct ck_swiglu_bwd *)a;                    \
+        if (backward_streams(b))                                                            \
+            backward(b, task, function##_both, true);                                       \
+        else                                                                                \
+            backward(b, task, function##_both, false);                                      \
     }
 
 #define SMOOTH(function)                                                                    \
