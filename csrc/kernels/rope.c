@@ -6,6 +6,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+enum { CK_ROPE_STREAMED = 32 << 20 }; /* bytes of x and y together */
+
 /* What is the same for a whole task, and known where the functions below are inlined. */
 typedef struct {
     bool interleaved, back, stream; /* back: by the opposite angle; stream: past the caches */
@@ -14,23 +16,14 @@ typedef struct {
 INLINE v16 new_lo(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, h.back ? s : v16_neg(s), v16_mul(lo, c)); }
 INLINE v16 new_hi(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, c, v16_mul(lo, h.back ? v16_neg(s) : s)); }
 
-INLINE void
-put(elem *y, v16 x, size_t n, how h)
-{
-    if (h.stream)
-        v16_stream(y, x, n);
-    else
-        v16_store(y, x, n);
-}
-
 /* Pairs k .. k + n - 1, at most 16, of one head of one token. */
 INLINE void
 turn_halves(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, size_t K, how h)
 {
     const v16 c = v16_load_f32(cos + k, n), s = v16_load_f32(sin + k, n);
     const v16 lo = v16_load(x + k, n), hi = v16_load(x + K + k, n);
-    put(y + k, new_lo(lo, hi, c, s, h), n, h);
-    put(y + K + k, new_hi(lo, hi, c, s, h), n, h);
+    v16_put(y + k, new_lo(lo, hi, c, s, h), n, h.stream);
+    v16_put(y + K + k, new_hi(lo, hi, c, s, h), n, h.stream);
 }
 
 INLINE void
@@ -41,9 +34,9 @@ turn_neighbours(elem *y, const elem *x, const float *cos, const float *sin, size
     const v16 a = v16_load(x + 2 * k, first), b = second != 0 ? v16_load(x + 2 * k + 16, second) : v16_zero();
     const v16 lo = v16_evens(a, b), hi = v16_odds(a, b);
     const v16 turned_lo = new_lo(lo, hi, c, s, h), turned_hi = new_hi(lo, hi, c, s, h);
-    put(y + 2 * k, v16_zip_lo(turned_lo, turned_hi), first, h);
+    v16_put(y + 2 * k, v16_zip_lo(turned_lo, turned_hi), first, h.stream);
     if (second != 0)
-        put(y + 2 * k + 16, v16_zip_hi(turned_lo, turned_hi), second, h);
+        v16_put(y + 2 * k + 16, v16_zip_hi(turned_lo, turned_hi), second, h.stream);
 }
 
 INLINE void
@@ -173,13 +166,26 @@ turn_task(const struct ck_mrope_fwd *a, ck_task task, how h)
     }
 }
 
+/* Past the caches where x and y have outgrown them, and a plain store would only read its line first; not in place. */
+INLINE void
+turn_any(const struct ck_mrope_fwd *a, ck_task task, bool interleaved, bool back)
+{
+    const size_t bytes = 2 * a->N * a->T * a->D * sizeof(elem);
+    if (a->y.data != a->x.data && bytes > (size_t)CK_ROPE_STREAMED) {
+        turn_task(a, task, (how){interleaved, back, true});
+        ck_stream_end();
+    }
+    else
+        turn_task(a, task, (how){interleaved, back, false});
+}
+
 INLINE void
 turn(const struct ck_mrope_fwd *a, ck_task task, bool back)
 {
     if (a->interleaved)
-        turn_task(a, task, (how){.interleaved = true, .back = back});
+        turn_any(a, task, true, back);
     else
-        turn_task(a, task, (how){.back = back});
+        turn_any(a, task, false, back);
 }
 
 CK_KERNEL(mrope_fwd)

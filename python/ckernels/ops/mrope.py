@@ -84,7 +84,7 @@ def mrope(x, cos, sin, positions, sections, *, interleaved=False, interleaved_se
 
     Parameters
     ----------
-    x : float32 [..., T, D]
+    x : float32, float16 or bfloat16 [..., T, D]
         Queries or keys.  The first 2K channels are rotated, the others pass through, bit for bit.
     cos, sin : float32 [S, K]
         From :func:`rope_table` of ``np.arange(S)``.

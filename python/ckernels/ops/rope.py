@@ -137,7 +137,7 @@ def rope(x, cos, sin, *, positions=None, interleaved=False, out=None):
 
     Parameters
     ----------
-    x : float32 [..., T, D]
+    x : float32, float16 or bfloat16 [..., T, D]
         Queries or keys.  The first 2K channels are rotated, the others pass through, bit for bit.
     cos, sin : float32 [S, K]
         From :func:`rope_table`.  Without ``positions``, row t belongs to token t and S = T.
@@ -162,8 +162,8 @@ def rope(x, cos, sin, *, positions=None, interleaved=False, out=None):
     Notes
     -----
     Error: at most 3 times PyTorch's own against float64, plus 2 ulp of the largest result.  Two products and one sum
-    a result, of which one rounding is fused away.  Same bits for any number of threads, in place, and for a token
-    alone.  Source: Su et al. 2021, arXiv:2104.09864.
+    a result, of which one rounding is fused away; in float32 whatever the dtype, and rounded once.  Same bits for any
+    number of threads, in place, and for a token alone.  Source: Su et al. 2021, arXiv:2104.09864.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..frequencies import exact_frequencies
 from .spec import OpSpec, Probe, family, normal
 
 
@@ -10,24 +11,52 @@ def _angles(positions, dim, base):
     return np.multiply.outer(np.asarray(positions, np.float64), base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim))
 
 
+def _frequencies(inputs):
+    positions = np.asarray(inputs["positions"])
+    length = int(positions.max(initial=0)) + 1
+    return exact_frequencies(inputs["dim"], inputs.get("base", 10000.0), inputs.get("scaling"), length)
+
+
 def _rope_table_exact(inputs):
-    angles = _angles(inputs["positions"], inputs["dim"], inputs.get("base", 10000.0))
-    return {"cos": np.cos(angles), "sin": np.sin(angles)}
+    frequencies, attention = _frequencies(inputs)
+    angles = np.multiply.outer(np.asarray(inputs["positions"], np.float64), frequencies)
+    return {"cos": attention * np.cos(angles), "sin": attention * np.sin(angles)}
 
 
 def _rope_table_peer(inputs):
     """Compute what transformers does: frequencies and angles in float32."""
     import torch
 
-    dim = inputs["dim"]
+    dim, attention = inputs["dim"], 1.0
     frequency = 1.0 / inputs.get("base", 10000.0) ** (torch.arange(0, dim, 2).float() / dim)
+    if "scaling" in inputs:
+        stretched, attention = _frequencies(inputs)
+        frequency = torch.from_numpy(stretched).float()
     angles = torch.outer(torch.from_numpy(np.asarray(inputs["positions"])).float(), frequency)
-    return {"cos": angles.cos().numpy(), "sin": angles.sin().numpy()}
+    return {"cos": (angles.cos() * attention).numpy(), "sin": (angles.sin() * attention).numpy()}
 
 
 def _table_probe(label, start, count, dim, quick=False, **options):
     return Probe(label, lambda r: {"positions": np.arange(start, start + count), "dim": dim, **options}, quick)
 
+
+_LENGTH = {"original_max_position_embeddings": 1024}
+_SCALED = {
+    kind: {"scaling": {"rope_type": kind, **fields}}
+    for kind, fields in {
+        "linear": {"factor": 3.0},
+        "ntk": {"factor": 3.0},
+        "dynamic": {"factor": 2.0, **_LENGTH},
+        "yarn": {"factor": 4.0, **_LENGTH},
+        "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_LENGTH},
+        "longrope": {
+            "factor": 8.0,
+            "short_factor": [1.0] * 32,
+            "long_factor": [1.0 + k / 8 for k in range(32)],
+            **_LENGTH,
+        },
+    }.items()
+}
 
 ROPE_TABLE = [
     OpSpec(
@@ -39,6 +68,7 @@ ROPE_TABLE = [
             _table_probe("positions from 4095", 4095, 5, 96, quick=True),
             _table_probe("base 500000", 7, 33, 80, base=500000.0),
             _table_probe("dim 128", 1000, 3, 128),
+            *(_table_probe(label, 4090, 7, 64, **options) for label, options in _SCALED.items()),
         ),
         lambda ck, inputs: dict(zip(("cos", "sin"), ck.rope_table(**inputs), strict=True)),
         _rope_table_exact,
