@@ -65,7 +65,7 @@ sum_row(const elem *logits, size_t V, float softcap, bool smooth)
         const size_t n = block_end(begin, V) - begin;
         const float peak = score(v16_splat(largest(logits + begin, n, v16_splat(1.0f))), softcap);
         if (peak > row.peak) {
-            row.sum *= exp((double)row.peak - peak);
+            row.sum = begin == 0 ? 0 : row.sum * exp((double)row.peak - peak);
             row.peak = peak;
         }
         sum_block(logits + begin, n, softcap, smooth, base_of(row.peak), &row.sum, &row.other);
@@ -175,7 +175,7 @@ spread_row(const struct ck_cross_entropy_bwd *a, ck_span s, int64_t t, double sh
     elem *dlogits = (elem *)ck_row(&a->dlogits, s.row) + s.begin;
     const float softcap = (float)a->softcap, peak = a->peak[s.row];
     const double g = a->dy.data != NULL ? *(const float *)ck_row(&a->dy, s.row) : a->dloss * share;
-    const double sum = a->sum[s.row], lse = peak + log(sum);
+    const double sum = a->sum[s.row], lse = a->z_loss > 0 ? peak + log(sum) : 0;
     const double scale = g * (1 + 2 * a->z_loss * lse) / sum, smooth = g * a->label_smoothing / (double)a->V;
     const spread of = {logits, v16_splat(peak), v16_splat((float)scale), v16_splat((float)-smooth), softcap};
     const bool here = (size_t)t >= s.begin && (size_t)t - s.begin < s.n;
