@@ -98,8 +98,8 @@ def embedding_backward(dy, ctx, *, out=None, accumulate=False):
 
     Notes
     -----
-    Error: sums run over ascending places in double and are rounded at the end, so half an ulp of the result plus 2^-53 of
-    the sum of absolute values for each term.  Same bits for any number of threads.
+    Error: sums run over ascending places in double and are rounded at the end, so half an ulp of the result plus
+    2^-53 of the sum of absolute values for each term. Same bits for any number of threads.
 
     Examples
     --------
