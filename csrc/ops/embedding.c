@@ -1,18 +1,42 @@
 #include "ops/ops.h"
 #include "runtime/run.h"
 
+#include <stdatomic.h>
 #include <string.h>
+
+enum { CHECKED = 65536 }; /* ids of a task that checks them */
+
+typedef struct {
+    const ck_array *ids;
+    size_t V;
+    atomic_size_t *bad; /* the first position of one outside the table */
+} ids_check;
+
+/* As a kernel, so that millions of ids are shared among threads, and a signal is heard meanwhile. */
+static void
+check_some(const void *args, ck_task task)
+{
+    const ids_check *a = args;
+    for (size_t r = task.begin; r < task.end; r++) {
+        if ((uint64_t)ck_id(a->ids, r) < a->V)
+            continue;
+        size_t before = atomic_load(a->bad);
+        while (r < before && !atomic_compare_exchange_weak(a->bad, &before, r))
+            ;
+        return;
+    }
+}
 
 static ck_status
 check_ids(const ck_array *ids, size_t R, size_t V)
 {
-    for (size_t r = 0; r < R; r++) {
-        const int64_t id = ck_id(ids, r);
-        if (id < 0 || (uint64_t)id >= V)
-            return ck_refuse(CK_BAD_INDEX, "'ids' holds %lld at position %zu, and 'weight' has rows 0 to %lld",
-                             (long long)id, r, (long long)V - 1);
-    }
-    return CK_OK;
+    atomic_size_t bad = SIZE_MAX;
+    const ck_status status = ck_tasks(R, CHECKED, check_some, &(ids_check){ids, V, &bad});
+    const size_t r = atomic_load(&bad);
+    if (status != CK_OK || r == SIZE_MAX)
+        return status;
+    return ck_refuse(CK_BAD_INDEX, "'ids' holds %lld at position %zu, and 'weight' has rows 0 to %lld",
+                     (long long)ck_id(ids, r), r, (long long)V - 1);
 }
 
 CK_RUN(embedding_fwd)

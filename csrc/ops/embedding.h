@@ -8,8 +8,8 @@
  *     dweight[v,c] = sum of dy[r,c] over r with ids[r] = v        added to what is there when `accumulate`
  *
  * Every id must be 0 to V-1, otherwise nothing is written.  Saved for backward: ids; of weight only its shape is read
- * again.  Sums run over ascending r, in double, rounded once; rows of dweight that no id names become 0, or stay as
- * they are when `accumulate`.
+ * again.  Sums run over ascending r, in double whatever the dtype, and are rounded at the end (to float, and from there
+ * to 16 bits); rows of dweight that no id names become 0, or stay as they are when `accumulate`.
  */
 #define CK_ARGS_embedding_fwd(_)                \
     _(OUT,  elem,   y,      "R* C")             \

@@ -29,14 +29,14 @@ def embedding(ids, weight, *, out=None):
     ----------
     ids : int32 or int64 [...]
         Any strides.
-    weight : float32 [V, C]
+    weight : float32, float16 or bfloat16 [V, C]
         Any distance between rows.
-    out : float32 [..., C], optional
+    out : like weight [..., C], optional
         Where to write; overlaps nothing.
 
     Returns
     -------
-    float32 [..., C]
+    like weight [..., C]
 
     Raises
     ------
@@ -65,7 +65,7 @@ def embedding_forward(ids, weight, *, out=None):
 
     Returns
     -------
-    y : float32 [..., C]
+    y : like weight [..., C]
     ctx : Context
         Refers to ``ids``: do not overwrite them before backward.  Of ``weight`` only the shape is used.
     """
@@ -77,7 +77,7 @@ def embedding_backward(dy, ctx, *, out=None, accumulate=False):
 
     Parameters
     ----------
-    dy : float32 [..., C]
+    dy : like weight [..., C]
     ctx : Context
     out : Gradients, optional
         The array to write into; None makes a new one.
@@ -87,7 +87,7 @@ def embedding_backward(dy, ctx, *, out=None, accumulate=False):
     Returns
     -------
     Gradients
-        ``weight`` float32 [V, C]: for every row the sum of ``dy`` over the places that named it, 0 where none did.
+        ``weight`` [V, C]: for every row the sum of ``dy`` over the places that named it, 0 where none did.
 
     Raises
     ------
@@ -98,8 +98,8 @@ def embedding_backward(dy, ctx, *, out=None, accumulate=False):
 
     Notes
     -----
-    Error: sums run over ascending places in double and are rounded once, so half an ulp of the result plus 2^-53 of
-    the sum of absolute values for each term.  Same bits for any number of threads.
+    Error: sums run over ascending places in double and are rounded at the end, so half an ulp of the result plus
+    2^-53 of the sum of absolute values for each term. Same bits for any number of threads.
 
     Examples
     --------

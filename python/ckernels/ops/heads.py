@@ -53,7 +53,7 @@ def split_qkv(qkv, H, G, D, *, out=None):
 
     Parameters
     ----------
-    qkv : float32 [..., T, (H + 2 G) D]
+    qkv : float32, float16 or bfloat16 [..., T, (H + 2 G) D]
         A token's row holds its H heads of q, then its G heads of k, then those of v, each of D elements: what a
         projection with the rows of three weights stacked in this order returns.  (Models that interleave q, k and v
         head by head need them reordered first, once, in the weight.)  Any distance between rows.
@@ -65,8 +65,8 @@ def split_qkv(qkv, H, G, D, *, out=None):
 
     Returns
     -------
-    q : float32 [..., H, T, D]
-    k, v : float32 [..., G, T, D]
+    q : like qkv [..., H, T, D]
+    k, v : like qkv [..., G, T, D]
 
     Raises
     ------
@@ -98,7 +98,7 @@ def split_qkv_forward(qkv, H, G, D, *, out=None):
 
     Returns
     -------
-    (q, k, v) : tuple of float32 [..., H or G, T, D]
+    (q, k, v) : tuple of arrays [..., H or G, T, D]
     ctx : SplitContext
         Three numbers: no array is kept.
     """
@@ -121,7 +121,7 @@ def split_qkv_backward(dy, ctx, *, out=None, accumulate=False):
     Returns
     -------
     SplitGradients
-        ``qkv`` float32 [..., T, (H + 2 G) D], bit for bit.
+        ``qkv`` [..., T, (H + 2 G) D], bit for bit.
 
     Raises
     ------
@@ -155,14 +155,14 @@ def heads_to_tokens(x, *, out=None):
 
     Parameters
     ----------
-    x : float32 [..., H, T, D]
+    x : float32, float16 or bfloat16 [..., H, T, D]
         Any strides but the last.
-    out : float32 [..., T, H, D], optional
+    out : like x [..., T, H, D], optional
         Where to write; overlaps nothing, any strides but the last.
 
     Returns
     -------
-    float32 [..., T, H, D]
+    like x [..., T, H, D]
         C-contiguous, so ``y.reshape(*y.shape[:-2], -1)`` is a view of [..., T, H D].
 
     Raises
@@ -190,7 +190,7 @@ def heads_to_tokens_forward(x, *, out=None):
 
     Returns
     -------
-    y : float32 [..., T, H, D]
+    y : like x [..., T, H, D]
     ctx : HeadsContext
         Empty: no array is kept.
     """
@@ -202,7 +202,7 @@ def heads_to_tokens_backward(dy, ctx, *, out=None, accumulate=False):
 
     Parameters
     ----------
-    dy : float32 [..., T, H, D]
+    dy : like y [..., T, H, D]
     ctx : HeadsContext
     out : Gradients, optional
         The array to write into; None makes a new one.
@@ -212,7 +212,7 @@ def heads_to_tokens_backward(dy, ctx, *, out=None, accumulate=False):
     Returns
     -------
     Gradients
-        ``x`` float32 [..., H, T, D], bit for bit.
+        ``x`` [..., H, T, D], bit for bit.
 
     Raises
     ------
@@ -240,14 +240,14 @@ def tokens_to_heads(x, *, out=None):
 
     Parameters
     ----------
-    x : float32 [..., T, H, D]
+    x : float32, float16 or bfloat16 [..., T, H, D]
         Any strides but the last: ``y.reshape(B, T, H, D)`` of y [B, T, H D].
-    out : float32 [..., H, T, D], optional
+    out : like x [..., H, T, D], optional
         Where to write; overlaps nothing, any strides but the last.
 
     Returns
     -------
-    float32 [..., H, T, D]
+    like x [..., H, T, D]
         C-contiguous.
 
     Raises
@@ -274,7 +274,7 @@ def tokens_to_heads_forward(x, *, out=None):
 
     Returns
     -------
-    y : float32 [..., H, T, D]
+    y : like x [..., H, T, D]
     ctx : TokensContext
         Empty: no array is kept.
     """
@@ -286,7 +286,7 @@ def tokens_to_heads_backward(dy, ctx, *, out=None, accumulate=False):
 
     Parameters
     ----------
-    dy : float32 [..., H, T, D]
+    dy : like x [..., H, T, D]
     ctx : TokensContext
     out : Gradients, optional
         The array to write into; None makes a new one.
@@ -296,7 +296,7 @@ def tokens_to_heads_backward(dy, ctx, *, out=None, accumulate=False):
     Returns
     -------
     Gradients
-        ``x`` float32 [..., T, H, D], bit for bit.
+        ``x`` [..., T, H, D], bit for bit.
 
     Raises
     ------
