@@ -1,9 +1,9 @@
 """Level 5: training steps from the same weights, beside float64 and beside PyTorch.
 
-Three trainings see the same batches: ours (``Model.loss_and_grads`` and an optimizer of ``ck.optim``), transformers with
-that of ``torch.optim`` in float32, and the float64 model of `exact` with the update written out here. At the first step
-every gradient, and with SGD every weight, obeys the three-party rule. After that two correct programs drift apart, so
-with SGD the documented ceilings hold: 1 step, 5 steps, 20 steps. Beyond 20 steps, and for AdamW's weights from the
+Three trainings see the same batches: ours (``Model.loss_and_grads`` and an optimizer of ``ck.optim``), transformers
+with that of ``torch.optim`` in float32, and the float64 model of `exact` with the update written out here. At the first
+step every gradient, and with SGD every weight, obeys the three-party rule. After that two correct programs drift apart,
+so with SGD the documented ceilings hold: 1 step, 5 steps, 20 steps. Beyond 20 steps, and for AdamW's weights from the
 first, the *twin* is the measure: PyTorch trained again from weights moved by one ulp.
 
 AdamW divides a gradient by its own size. Where a gradient is near its own rounding error, its update is noise for
