@@ -419,7 +419,7 @@ class SGD:
 class AdamW:
     """A correct optimizer; a subclass is told what it does wrong."""
 
-    inside = coupled = after = False
+    inside = coupled = False
     late = 0  # steps that the bias correction is behind
 
     def __init__(self, params, lr, betas, eps, weight_decay):
@@ -440,7 +440,7 @@ class AdamW:
             )
             eps, keep = np.float32(self.eps), np.float32(1 if self.coupled else 1 - self.lr * self.decay)
             update = np.float32(self.lr) * m / (np.sqrt(v + eps) if self.inside else np.sqrt(v) + eps)
-            weight[...] = keep * (weight - update) if self.after else keep * weight - update
+            weight[...] = keep * weight - update
 
 
 def test_a_correct_training_passes_every_step(torch):
@@ -456,16 +456,15 @@ def test_a_correct_training_passes_every_step(torch):
     assert last < first, "the training must learn something"
     # Gradients and weights of step 1 (9 per layer, embedding, final norm, and a head where it is not tied).
     counts = Counter(case.what for case in cases)
-    assert counts["step 1 gradient"] == 4 * (2 * 9 + 2) + 1
-    assert counts["step 1 weight"] == 3 * (2 * 9 + 2) + 1  # not where AdamW's eps is 1e-8: a percentile there
+    assert counts["step 1 gradient"] == 4 * (2 * 9 + 2) + 3
+    assert counts["step 1 weight"] == 2 * (2 * 9 + 2) + 1  # AdamW's are measured by the twin
 
 
 def test_beyond_twenty_steps_the_twin_is_the_measure(torch):
     cases = list(train.run(Options(config="tiny", steps=22), model=Model, sgd=SGD))
     assert not failed(cases), failed(cases)[0]
-    assert {case.data["limit_is"] for case in cases if case.what.startswith(("step 21", "step 22"))} == {
-        "three times the twin's envelope"
-    }
+    limits = [case.data["limit_is"] for case in cases if case.what.startswith(("step 21", "step 22"))]
+    assert limits and all("three times the twin's envelope" in source for source in limits)
 
 
 class DampedMomentum(SGD):
@@ -500,17 +499,11 @@ def test_a_fault_of_the_optimizer_is_seen_at_its_step(torch, sgd, first):
         assert min(seen) == 1 and not any("gradient" in case.what for case in cases)
 
 
-@pytest.mark.parametrize(
-    "fault, first",
-    [({"inside": True}, 1), ({"coupled": True}, 1), ({"late": 1}, 1), ({"late": 1e9}, 1), ({"after": True}, 2)],
-    ids=str,
-)
-def test_a_fault_of_adamw_is_seen(torch, fault, first):
-    options = Options(config="tiny", optimizer="adamw", lr=0.01, steps=3)
-    assert not failed(train.run(options, model=Model, adamw=AdamW))
+@pytest.mark.parametrize("fault", [{"inside": True}, {"coupled": True}, {"late": 1}, {"late": 1e9}], ids=str)
+def test_a_fault_of_adamw_is_seen_at_step_one(torch, fault):
+    options = Options(config="tiny", optimizer="adamw", steps=1)
     cases = failed(train.run(options, model=Model, adamw=type("Faulty", (AdamW,), fault)))
-    assert {case.name.split(", ")[2] for case in cases} == {"eps 1e-5", "eps 1e-8"}
-    assert min(int(case.what.split()[1]) for case in cases) <= first
+    assert {case.name.split(", ")[2] for case in cases if case.what == "step 1 weights"} == {"eps 1e-5", "eps 1e-8"}
 
 
 def wrong_loss(change):
@@ -749,7 +742,7 @@ def test_missing_names_what_is_missing():
         (layer, Options(config="huge"), "no preset 'huge'"),
         (train, Options(config="huge"), "no preset 'huge'"),
         (invariance, Options(config="huge"), "no preset 'huge'"),
-        (train, Options(optimizer="adamw"), "no optimizer 'adamw'"),
+        (train, Options(optimizer="lion"), "no optimizer 'lion'"),
         (train, Options(steps=0), "steps=0"),
     ],
 )

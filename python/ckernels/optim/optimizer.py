@@ -52,7 +52,7 @@ class Optimizer:
     ``_update(where, batch, scale, zero, check)`` calls the op.
     """
 
-    #: Arrays of a parameter's state; those of them that a loaded state must have; options that a loaded group must have.
+    #: Arrays of a parameter's state; those of them that a loaded state must have; options that a group must have.
     _arrays = ()
     _needed = ()
     _must = ()
@@ -120,7 +120,7 @@ class Optimizer:
         return found
 
     def _todo(self, grads):
-        """Return what a step calls: batches of one group and dtype; ``first`` where no state was before, if it matters."""
+        """Return what a step calls: batches of one group and dtype; ``first`` where no state was and that matters."""
         todo = []
         for (g, _), members in self._batches:
             group = self.param_groups[g]
@@ -132,7 +132,8 @@ class Optimizer:
             old = [i for i in some if i not in fresh] if new else some
             for first, indices in [(False, some)] if self._starts_at_zero else [(False, old), (True, new)]:
                 if indices:
-                    entries = [{**self.state.get(i, {}), **fresh[i]} if i in fresh else self.state.get(i, {}) for i in indices]
+                    entries = [self.state.get(i, none) for i in indices]
+                    entries = [{**e, **fresh[i]} if i in fresh else e for i, e in zip(indices, entries, strict=True)]
                     todo.append(Batch(group, first, indices, [self._keys[i] for i in indices],
                                       [self._rows[i] for i in indices], [rows(grads[i]) for i in indices], entries))
         return todo
@@ -143,8 +144,8 @@ class Optimizer:
         Parameters
         ----------
         grads : dict or sequence of arrays
-            Keyed like the parameters, of their shapes and dtypes; a missing one, or None, leaves its parameter and state
-            alone. They are not modified, except by ``zero_grads``.
+            Keyed like the parameters, of their shapes; of their dtypes, or float32 beside 16 bits. A missing one, or
+            None, leaves its parameter and state alone. They are not modified, except by ``zero_grads``.
         max_norm : float, optional
             Scale all gradients by ``max_norm / (norm + 1e-6)`` if that is less than 1, as
             ``torch.nn.utils.clip_grad_norm_`` does, in the same pass.
@@ -181,7 +182,7 @@ class Optimizer:
         return norm
 
     def state_dict(self):
-        """Return state and options under torch's keys; ``load_state_dict`` of torch's optimizer takes it, once in tensors.
+        """Return state and options under torch's keys; torch's ``load_state_dict`` takes it, once in tensors.
 
         Returns
         -------

@@ -74,6 +74,6 @@ class SGD(Optimizer):
     def _update(self, where, batch, scale, zero, check):
         group, grads = batch.group, batch.grads
         buffers = batch.arrays("momentum_buffer") if group["momentum"] != 0 else None
-        call(where, batch.keys, {"zeroed": "grads"}, _ck.sgd_step, batch.params, buffers, grads if zero else None, grads,
-             scale, group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"],
+        call(where, batch.keys, {"zeroed": "grads"}, _ck.sgd_step, batch.params, buffers, grads if zero else None,
+             grads, scale, group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"],
              group["maximize"], batch.first, check)

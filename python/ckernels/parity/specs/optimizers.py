@@ -10,7 +10,8 @@ _STEPS = 3
 
 
 def _inputs(rng, **options):
-    return {"p0": normal(rng, 7, 33), "grads": [normal(rng, 7, 33, scale=0.5) for _ in range(_STEPS)], "options": options}
+    grads = [normal(rng, 7, 33, scale=0.5) for _ in range(_STEPS)]
+    return {"p0": normal(rng, 7, 33), "grads": grads, "options": options}
 
 
 def _probe(label, quick=False, **options):
@@ -134,7 +135,8 @@ def _clip_peer(inputs):
     for p in params:
         p.grad = p.detach().clone()
     norm = torch.nn.utils.clip_grad_norm_(params, inputs["max_norm"], foreach=False)
-    return {"norm": as_array(norm), **{n: as_array(p.grad, call_dtype(inputs)) for n, p in zip("ab", params, strict=True)}}
+    a, b = (as_array(p.grad, call_dtype(inputs)) for p in params)
+    return {"norm": as_array(norm), "a": a, "b": b}
 
 
 CLIP_GRAD_NORM = [
@@ -142,7 +144,10 @@ CLIP_GRAD_NORM = [
         "clip_grad_norm",
         "in place",
         ("optim.clip_grad_norm",),
-        (Probe("a third", lambda r: _clip_inputs(r, 5.0), quick=True), Probe("nearly all", lambda r: _clip_inputs(r, 0.01))),
+        (
+            Probe("a third", lambda r: _clip_inputs(r, 5.0), quick=True),
+            Probe("nearly all", lambda r: _clip_inputs(r, 0.01)),
+        ),
         _clip_run,
         _clip_exact,
         _clip_peer,
