@@ -1,14 +1,19 @@
 """Plant faults in the sources, one at a time, and see which tests turn red.
 
-    python tests/faults.py                      all of them; writes the table of docs/faults.md
-    python tests/faults.py "causal off by one"  one of them, nothing written
+    python tests/faults.py                                 all of them
+    python tests/faults.py "attention: causal off by one"  those named
+
+The lines of what was planted are written to the table of docs/faults.md, the others stay.
 
 Each fault is a few replaced words in a copy of the repository, which is built there and tested with the tests named
-beside it.  A fault that leaves them green is a hole: the exit code is 1.  ``tests/test_faults.py`` keeps the replaced
+beside it.  Kernels are built anew for the best instruction set alone, on which tests run first.  A fault that leaves them green is a hole: the exit code is 1.  ``tests/test_faults.py`` keeps the replaced
 words in step with the sources.
 """
+import hashlib
+import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "faults.md"
+_spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+setup = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(setup)
 
 
 @dataclass
@@ -39,28 +47,140 @@ class Fault:
 
 FAULTS = [
     Fault("rope: interleaved for half-split",
-          [("csrc/kernels/rope.c", "    if (h.interleaved)\n", "    if (!h.interleaved)\n")],
-          "tests/test_rope.py tests/test_mrope.py tests/test_decoder.py"),
+          [("csrc/kernels/rope.c", "    if (h.interleaved)\n        turn_neighbours", "    if (!h.interleaved)\n        turn_neighbours")],
+          "tests/test_rope.py"),
     Fault("rope: the other direction",
-          [("csrc/kernels/rope.c", "turn(&same, task, false);", "turn(&same, task, true);")],
-          "tests/test_rope.py tests/test_decoder.py"),
+          [("csrc/kernels/rope.c", "v16_fma(hi, h.back ? s : v16_neg(s), v16_mul(lo, c))", "v16_fma(hi, h.back ? v16_neg(s) : s, v16_mul(lo, c))"),
+           ("csrc/kernels/rope.c", "v16_fma(hi, c, v16_mul(lo, h.back ? v16_neg(s) : s))", "v16_fma(hi, c, v16_mul(lo, h.back ? s : v16_neg(s)))")],
+          "tests/test_rope.py"),
+    Fault("rope: backward turns as forward does",
+          [("csrc/kernels/rope.c", "a->N, a->T, a->D, a->S, a->K, 1, a->P};\n    turn(&same, task, true);", "a->N, a->T, a->D, a->S, a->K, 1, a->P};\n    turn(&same, task, false);")],
+          "tests/test_rope.py"),
     Fault("rope: positions ignored",
-          [("csrc/kernels/rope.c", "a->positions.data != NULL ? ck_position(&a->positions, p, t + i) : (int64_t)(t + i);",
-            "(int64_t)(t + i);")],
-          "tests/test_rope.py tests/test_decoder.py"),
+          [("csrc/kernels/rope.c", "a->positions.data != NULL ? ck_position(&a->positions, p, t + i) : (int64_t)(t + i);", "(int64_t)(t + i);")],
+          "tests/test_rope.py"),
+    Fault("rope: head 0 only",
+          [("csrc/kernels/rope.c", "    if (x.head < x.token) {", "    heads = 1;\n    if (x.head < x.token) {")],
+          "tests/test_rope.py"),
+    Fault("rope: the lanes behind a partial width lost",
+          [("csrc/kernels/rope.c", "    if (D > 2 * K && y != x)", "    if (D > 2 * K + 1 && y != x)")],
+          "tests/test_rope.py"),
+    Fault("rope: positions one too high",
+          [("csrc/kernels/rope_table.c", "(double)ck_id(&a->positions, t);", "(double)ck_id(&a->positions, t) + 1;")],
+          "tests/test_rope.py"),
+    Fault("rope: angles in float32",
+          [("csrc/kernels/rope_table.c", "const double angle = position * a->frequency[k];", "const float angle = (float)position * (float)a->frequency[k];")],
+          "tests/test_rope.py"),
+    Fault("rope: another base",
+          [("csrc/ops/rope_table.c", "const double f = pow(base, -(double)k / (double)a->K);", "const double f = pow(1.01 * base, -(double)k / (double)a->K);")],
+          "tests/test_rope.py"),
+    Fault("rope: scaling ignored",
+          [("csrc/ops/rope_table.c", "a->rule == CK_ROPE_LLAMA3 ? llama3(a, f)", "a->rule == CK_ROPE_LLAMA3 ? f")],
+          "tests/test_rope_scaling.py"),
+    Fault("mrope: every pair by the first axis",
+          [("csrc/kernels/rope.c", "ck_position(&a->positions, axis * a->P + p, t + i)", "ck_position(&a->positions, p, t + i)")],
+          "tests/test_mrope.py"),
+    Fault("qk_norm_rope: the norm missing",
+          [("csrc/kernels/qk_norm_rope.c", "return v16_mul(v16_mul(v16_load(of->x + c, n), of->scale), v16_load_f32(of->weight + c, n));",
+            "return v16_mul(v16_load(of->x + c, n), v16_load_f32(of->weight + c, n));")],
+          "tests/test_qk_norm_rope.py"),
+    Fault("rms_norm: eps times ten",
+          [("csrc/kernels/rms_norm.c", "/ (double)C + a->eps));", "/ (double)C + 10 * a->eps));")],
+          "tests/test_rms_norm.py"),
+    Fault("rms_norm: eps dropped",
+          [("csrc/kernels/rms_norm.c", "/ (double)C + a->eps));", "/ (double)C + 0 * a->eps));")],
+          "tests/test_rms_norm.py"),
+    Fault("rms_norm: eps outside the root",
+          [("csrc/kernels/rms_norm.c", "(1 / sqrt(norm_sum(norm_square, row.x, C).a / (double)C + a->eps))", "(1 / (sqrt(norm_sum(norm_square, row.x, C).a / (double)C) + a->eps))")],
+          "tests/test_rms_norm.py"),
+    Fault("rms_norm: the mean over another n",
+          [("csrc/kernels/rms_norm.c", "/ (double)C + a->eps));", "/ (double)(C + 1) + a->eps));")],
+          "tests/test_rms_norm.py"),
+    Fault("rms_norm: w for 1 + w",
+          [("csrc/kernels/rms_norm.c", "return v16_add(v16_load_f32(row->weight + c, n), row->offset);", "return v16_load_f32(row->weight + c, n);")],
+          "tests/test_rms_norm.py"),
+    Fault("rms_norm: rounded to 16 bits before the weight",
+          [("csrc/kernels/rms_norm.c", "return v16_mul(scaled(of, c, n), weights(of, c, n));",
+            "elem cut[16]; v16_store(cut, scaled(of, c, n), 16); return v16_mul(v16_load(cut, 16), weights(of, c, n));")],
+          "tests/test_rms_norm.py"),
+    Fault("norms: last lanes not summed",
+          [("csrc/kernels/norm.h", "    if (c + 16 < to)\n        hi = term(of, c + 16, to - c - 16, hi);\n", "")],
+          "tests/test_rms_norm.py tests/test_layer_norm.py"),
+    Fault("norms: a write one past a row",
+          [("csrc/kernels/norm.h", "v16_store(y + c, value(of, c, C - c), C - c);", "v16_store(y + c, value(of, c, C - c), C - c + 1);")],
+          "tests/test_rms_norm.py"),
+    Fault("norms: a read one past a row",
+          [("csrc/kernels/norm.h", "        lo = term(of, c, to - c, lo);", "        lo = term(of, c, to - c + 1, lo);")],
+          "tests/test_rms_norm.py"),
+    Fault("norms: the last element never written",
+          [("csrc/kernels/norm.h", "v16_store(y + c, value(of, c, C - c), C - c);", "v16_store(y + c, value(of, c, C - c), C - c - 1);")],
+          "tests/test_rms_norm.py"),
+    Fault("norms: a row's share of the weight's gradient lost",
+          [("csrc/kernels/norm.h", "first ? v16_zero() : v16_load_f32(part, n)", "first ? v16_zero() : v16_zero()")],
+          "tests/test_rms_norm.py"),
+    Fault("norms: the work of a call before it read as a share",
+          [("csrc/kernels/norm.h", "first ? v16_zero() : v16_load_f32(part, n)", "first && n == 0 ? v16_zero() : v16_load_f32(part, n)")],
+          "tests/test_rms_norm.py"),
+    Fault("rms_norm: a term of the Jacobian missing",
+          [("csrc/kernels/rms_norm.c", "return v16_mul(row->scale, v16_fma(x, row->pull, g));", "return (void)x, v16_mul(row->scale, g);")],
+          "tests/test_rms_norm.py"),
+    Fault("layer_norm: a term of the Jacobian missing",
+          [("csrc/kernels/layer_norm.c", "v16_fma(d, row->pull, v16_sub(g, row->about))", "v16_fma(d, row->pull, g)")],
+          "tests/test_layer_norm.py"),
+    Fault("layer_norm: the mean not subtracted",
+          [("csrc/kernels/layer_norm.c", "v16_sub(v16_load(row->x + c, n), row->mean);\n    const v16 normed", "v16_load(row->x + c, n);\n    const v16 normed")],
+          "tests/test_layer_norm.py"),
+    Fault("layer_norm: the unbiased variance",
+          [("csrc/kernels/layer_norm.c", "sqrt(squares / (double)C + a->eps)", "sqrt(squares / (double)(C - (C > 1)) + a->eps)")],
+          "tests/test_layer_norm.py"),
+    Fault("l2_norm: a term of the Jacobian missing",
+          [("csrc/kernels/l2_norm.c", "v16_fma(v16_load(row->x + c, n), row->pull, v16_load(row->dy + c, n))", "v16_load(row->dy + c, n)")],
+          "tests/test_l2_norm.py"),
+    Fault("add_rms_norm: the residual missing",
+          [("csrc/kernels/add_rms_norm.c", "v16_add(v16_load(row->residual + c, n), v16_load(row->x + c, n))", "v16_load(row->x + c, n)")],
+          "tests/test_add_rms_norm.py"),
+    Fault("add_rms_norm: the residual doubled",
+          [("csrc/kernels/add_rms_norm.c", "v16_add(v16_load(row->residual + c, n), v16_load(row->x + c, n))",
+            "v16_fma(v16_load(row->residual + c, n), v16_splat(2.0f), v16_load(row->x + c, n))")],
+          "tests/test_add_rms_norm.py"),
+    Fault("add_rms_norm: the normed row returned as the sum",
+          [("csrc/kernels/add_rms_norm.c", "        v16_store(row->h + c, h, n);", "        v16_store(row->h + c, v16_mul(h, row->scale), n);")],
+          "tests/test_add_rms_norm.py"),
+    Fault("add_rms_norm: the gradient of the sum lost",
+          [("csrc/kernels/add_rms_norm.c", "v16_add(dh, v16_mul(row->scale, v16_fma(h, row->pull, g)))", "((void)dh, v16_mul(row->scale, v16_fma(h, row->pull, g)))")],
+          "tests/test_add_rms_norm.py"),
+    Fault("add: written over an input that is read again",
+          [("csrc/kernels/add.c", "            const v16 d = v16_load(dout + c, w);\n", "            const v16 d = v16_load(dout + c, w);\n            v16_store((elem *)dout + c, v16_zero(), w);\n")],
+          "tests/test_add.py"),
+    Fault("gelu: the tanh form for erf",
+          [("csrc/kernels/activation.c", "PLAIN(gelu, v16_gelu(x), v16_mul(dy, v16_gelu_slope(x)))", "PLAIN(gelu, v16_gelu_tanh(x), v16_mul(dy, v16_gelu_slope(x)))")],
+          "tests/test_activation.py"),
+    Fault("gelu: silu for the sigmoid form",
+          [("csrc/kernels/activation.c", "PLAIN(gelu_sigmoid, v16_gelu_sigmoid(x),", "PLAIN(gelu_sigmoid, v16_silu(x),")],
+          "tests/test_activation.py"),
+    Fault("silu: the slope of gelu",
+          [("csrc/kernels/activation.c", "v16_mul(dy, v16_silu_slope(x))", "v16_mul(dy, v16_gelu_sigmoid_slope(x))")],
+          "tests/test_activation.py"),
+    Fault("swiglu: gate and up exchanged",
+          [("csrc/kernels/glu.c", "return v16_mul(f(v16_load(gate, n)), v16_load(up, n));", "return v16_mul(f(v16_load(up, n)), v16_load(gate, n));")],
+          "tests/test_glu.py"),
+    Fault("swiglu: no gate",
+          [("csrc/kernels/glu.c", "return v16_mul(f(v16_load(gate, n)), v16_load(up, n));", "return (void)gate, (void)f, v16_load(up, n);")],
+          "tests/test_glu.py"),
+    Fault("geglu: the gate of swiglu",
+          [("csrc/kernels/glu.c", "GATED_UNIT(geglu, gelu)", "GATED_UNIT(geglu, silu)")],
+          "tests/test_glu.py"),
+    Fault("gradients: not accumulated",
+          [("csrc/kernels/sum_rows.c", "sum[i] = before[i] + sum[i];", "sum[i] = 0 * before[i] + sum[i];")],
+          "tests/test_rms_norm.py"),
+    Fault("gradients: the last row of partial sums lost",
+          [("csrc/kernels/sum_rows.c", "for (size_t r = 0; r < a->R; r++) {", "for (size_t r = 0; r + (a->R > 1) < a->R; r++) {")],
+          "tests/test_rms_norm.py"),
     Fault("rope: all tokens of a block at the first one's position",
           [("csrc/kernels/rope.c", "ck_position(&a->positions, p, t + i) :", "ck_position(&a->positions, p, t) :")],
           "tests/test_rope.py tests/test_decoder.py"),
     Fault("rope: the angles of the next position",
           [("csrc/kernels/rope_table.c", "(double)ck_id(&a->positions, t);", "(double)ck_id(&a->positions, t) + 1;")],
-          "tests/test_rope.py tests/test_rope_scaling.py"),
-    Fault("rope: angles in float32",
-          [("csrc/kernels/rope_table.c", "const double angle = position * a->frequency[k];",
-            "const float angle = (float)position * (float)a->frequency[k];")],
-          "tests/test_rope.py tests/test_rope_scaling.py"),
-    Fault("rope: another base",
-          [("csrc/ops/rope_table.c", "const double base = stretched_base(a);",
-            "const double base = 1.01 * stretched_base(a);")],
           "tests/test_rope.py tests/test_rope_scaling.py"),
     Fault("rope: the width of the head instead of the rotated part",
           [("csrc/kernels/rope.c", "turn_halves(y, x, cos, sin, k, n, K, h);", "turn_halves(y, x, cos, sin, k, n, D / 2, h);"),
@@ -68,56 +188,19 @@ FAULTS = [
            ("csrc/kernels/rope.c", "        turn_pairs(y, x, cos, sin, k, 16, K, h);", "        turn_pairs(y, x, cos, sin, k, 16, D, h);"),
            ("csrc/kernels/rope.c", "        turn_pairs(y, x, cos, sin, k, K - k, K, h);", "        turn_pairs(y, x, cos, sin, k, K - k, D, h);")],
           "tests/test_rope.py"),
-    Fault("rope: the first head only",
-          [("csrc/kernels/rope.c", "            for (size_t n = 0; n < heads; n++)\n                turn_head",
-            "            for (size_t n = 0; n < 1; n++)\n                turn_head"),
-           ("csrc/kernels/rope.c", "        for (size_t n = 0; n < heads; n++)\n            for (size_t t",
-            "        for (size_t n = 0; n < 1; n++)\n            for (size_t t")],
-          "tests/test_rope.py tests/test_decoder.py"),
-    Fault("rope: scaling ignored",
-          [("python/ckernels/ops/rope_scaling.py", "rule = DEFAULT._replace(rule=list(RULES).index(kind), ",
-            "rule = DEFAULT._replace(rule=0, ")],
-          "tests/test_rope_scaling.py tests/test_models_rope.py"),
     Fault("rope: attention factor dropped",
           [("csrc/kernels/rope_table.c", "(float)(a->attention * cos(angle))", "(float)cos(angle)")],
           "tests/test_rope_scaling.py"),
     Fault("rope: long factors for short texts",
           [("csrc/ops/rope_table.c", "length_of(a) > a->original", "length_of(a) <= a->original")],
           "tests/test_rope_scaling.py"),
-    Fault("mrope: every pair goes by the first axis",
-          [("csrc/kernels/rope.c", "axis * a->P + p", "p")],
-          "tests/test_mrope.py"),
-    Fault("rms_norm: eps times ten",
-          [("csrc/kernels/rms_norm.c", "/ (double)C + a->eps));", "/ (double)C + 10 * a->eps));")],
-          "tests/test_rms_norm.py"),
-    Fault("rms_norm: eps outside the root",
-          [("csrc/kernels/rms_norm.c", "(float)(1 / sqrt(norm_sum(norm_square, row.x, C).a / (double)C + a->eps));",
-            "(float)(1 / (sqrt(norm_sum(norm_square, row.x, C).a / (double)C) + a->eps));")],
-          "tests/test_rms_norm.py"),
-    Fault("rms_norm: mean over the wrong n",
-          [("csrc/kernels/rms_norm.c", "/ (double)C + a->eps));", "/ (double)((C + 15) / 16 * 16) + a->eps));")],
-          "tests/test_rms_norm.py"),
-    Fault("rms_norm: offset ignored",
-          [("csrc/kernels/rms_norm.c", "return v16_add(v16_load_f32(row->weight + c, n), row->offset);",
-            "return v16_load_f32(row->weight + c, n);")],
-          "tests/test_rms_norm.py"),
     Fault("rms_norm: rounded before the weight",
           [("csrc/kernels/rms_norm.c", "{ return v16_mul(scaled(of, c, n), weights(of, c, n)); }",
             "{ elem t[16]; v16_store(t, scaled(of, c, n), 16); return v16_mul(v16_load(t, 16), weights(of, c, n)); }")],
           "tests/test_rms_norm.py"),
-    Fault("norms: last lanes skipped",
-          [("csrc/kernels/norm.h", "    if (c < to)\n        lo = term(of, c, to - c, lo);\n", "")],
-          "tests/test_rms_norm.py"),
-    Fault("norms: a write one past a row",
-          [("csrc/kernels/norm.h", "v16_store(y + c, value(of, c, C - c), C - c);",
-            "v16_store(y + c, value(of, c, C - c), C - c + 1);")],
-          "tests/test_rms_norm.py"),
     Fault("norms: the first elements of a row that is streamed left out",
           [("csrc/kernels/norm.h", "        if (c != 0)\n            v16_store(y, value(of, 0, c), c);\n", "")],
           "tests/test_rms_norm.py"),
-    Fault("rms_norm: a term of the Jacobian missing",
-          [("csrc/kernels/rms_norm.c", "v16_mul(row->scale, v16_fma(x, row->pull, g))", "v16_mul(row->scale, g)")],
-          "tests/test_rms_norm.py tests/test_decoder.py"),
     Fault("add_rms_norm: the norm of the sum before it is rounded",
           [("csrc/kernels/add_rms_norm.c", "    if (CK_IS_FLOAT)\n        return sum;\n", "    return sum;\n")],
           "tests/test_add_rms_norm.py"),
@@ -146,9 +229,6 @@ FAULTS = [
           [("csrc/kernels/qk_norm_rope.c", "of->scale), v16_load_f32(of->weight + c, n));",
             "of->scale), v16_load_f32(of->weight + c % 16, n));")],
           "tests/test_qk_norm_rope.py"),
-    Fault("gradients: not accumulated",
-          [("csrc/kernels/sum_rows.c", "sum[i] = before[i] + sum[i];", "sum[i] = 0 * before[i] + sum[i];")],
-          "tests/test_rms_norm.py tests/test_decoder.py"),
     Fault("attention: causal off by one",
           [("csrc/kernels/attention_tile.h", "    if (u->causal && p < to)\n        to = p + 1;",
             "    if (u->causal && p + 1 < to)\n        to = p + 2;")],
@@ -194,7 +274,73 @@ FAULTS = [
     Fault("cross_entropy: the sum not rescaled when the maximum moves",
           [("csrc/kernels/cross_entropy.c", "            row.sum = begin == 0 ? 0 : row.sum * exp((double)row.peak - peak);\n", "")],
           "tests/test_cross_entropy.py"),
+    Fault("cross_entropy: log(p + eps)",
+          [("csrc/kernels/cross_entropy.c", "const double lse = row.peak + log(row.sum);", "const double lse = row.peak + log(row.sum + 1e-3);")],
+          "tests/test_cross_entropy.py"),
+    Fault("cross_entropy: the sum for the mean",
+          [("csrc/ops/cross_entropy.c", "const double divisor = a->mean ? (double)counted : 1;", "const double divisor = 1;")],
+          "tests/test_cross_entropy.py"),
+    Fault("cross_entropy: ignored targets counted",
+          [("csrc/ops/cross_entropy.c", "        if (t == ignore_index)\n            continue;", "        if (t == ignore_index) {\n            ++*counted;\n            continue;\n        }")],
+          "tests/test_cross_entropy.py"),
+    Fault("cross_entropy: targets shifted",
+          [("csrc/kernels/cross_entropy.c", "score(v16_load(logits + t, 1), (float)a->softcap)", "score(v16_load(logits + (t + 1) % (int64_t)a->V, 1), (float)a->softcap)")],
+          "tests/test_cross_entropy.py"),
+    Fault("cross_entropy: the gradient at the target without its one",
+          [("csrc/kernels/cross_entropy.c", "(scale * e - smooth - g) * (1 - slope * slope)", "(scale * e - smooth - 0 * g) * (1 - slope * slope)")],
+          "tests/test_cross_entropy.py"),
+    Fault("mse_loss: the gradient halved",
+          [("csrc/kernels/mse_loss.c", "(float)(2 * a->dloss / a->divisor)", "(float)(a->dloss / a->divisor)")],
+          "tests/test_mse_loss.py"),
+    Fault("kl_div: a logarithm taken for a probability",
+          [("csrc/kernels/kl_div.c", "v16_mul(g, log_target ? v16_exp(target) : target)", "v16_mul(g, target)")],
+          "tests/test_kl_div.py"),
+    Fault("log_softmax: a term of the Jacobian missing",
+          [("csrc/kernels/log_softmax.c", "v16_fma(v16_exp_below(v16_load(p->y + c, n)), p->total, v16_load(p->dy + c, n))", "v16_load(p->dy + c, n)")],
+          "tests/test_log_softmax.py"),
+    Fault("AdamW: eps inside the root",
+          [("csrc/kernels/adamw.c", "v16_add(v16_div(v16_sqrt(u), f->root), f->eps)", "v16_div(v16_sqrt(v16_add(u, f->eps)), f->root)")],
+          "tests/test_adamw.py"),
+    Fault("AdamW: no bias correction",
+          [("csrc/ops/adamw.c", "t.extra[2 * j] = a->lr / (1 - pow(a->beta1, a->step[j]));", "t.extra[2 * j] = a->lr;")],
+          "tests/test_adamw.py"),
+    Fault("AdamW: bias correction off by one step",
+          [("csrc/ops/adamw.c", "t.extra[2 * j + 1] = sqrt(1 - pow(a->beta2, a->step[j]));", "t.extra[2 * j + 1] = sqrt(1 - pow(a->beta2, a->step[j] + 1));")],
+          "tests/test_adamw.py"),
+    Fault("AdamW: coupled decay",
+          [("csrc/kernels/adamw.c", "    const v16 before = v16_load_f32(x.avg + c, n);",
+            "    const v16 drawn = v16_fma(v16_load(x.param + c, n), v16_sub(v16_splat(1.0f), f->keep), g);\n    const v16 before = v16_load_f32(x.avg + c, n);"),
+           ("csrc/kernels/adamw.c", "v16_fma(f->blend, v16_sub(g, before), f->from_grad ? g : before)", "v16_fma(f->blend, v16_sub(drawn, before), f->from_grad ? drawn : before)"),
+           ("csrc/kernels/adamw.c", "v16_mul(v16_load(x.param + c, n), f->keep)", "v16_load(x.param + c, n)")],
+          "tests/test_adamw.py"),
+    Fault("AdamW: decay after the step",
+          [("csrc/kernels/adamw.c", "v16_mul(v16_load(x.param + c, n), f->keep)", "v16_load(x.param + c, n)"),
+           ("csrc/kernels/adamw.c", "v16_store(x.param + c, v16_fma(f->step, v16_div(m, d), p), n);", "v16_store(x.param + c, v16_mul(v16_fma(f->step, v16_div(m, d), p), f->keep), n);")],
+          "tests/test_adamw.py"),
+    Fault("AdamW: stale state",
+          [("csrc/kernels/adamw.c", "    v16_store_f32(x.sq + c, v, n);\n", "")],
+          "tests/test_adamw.py"),
+    Fault("SGD: stale state",
+          [("csrc/kernels/sgd.c", "        v16_store_f32(x.buffer + c, b, n);\n", "")],
+          "tests/test_sgd.py"),
+    Fault("optimizer: gradients clipped after the step",
+          [("csrc/kernels/sgd.c", "v16_splat((float)(a->maximize ? -a->scale : a->scale))", "v16_splat(a->maximize ? -1.0f : 1.0f)")],
+          "tests/test_sgd.py"),
+    Fault("clip_grad_norm: the last elements not counted",
+          [("csrc/kernels/clip_grad_norm.c", "            add_squares(lane, wide, at.n - c);", "            add_squares(lane, wide, at.n - c - 1);")],
+          "tests/test_adamw.py tests/test_sgd.py"),
 ]
+
+
+def keep_other_instruction_sets(root):
+    """Make the objects of all instruction sets but the best look newer than the sources: four times as fast."""
+    isas = list(setup.ISAS)
+    for isa, (_, flags) in setup.ISAS.items():
+        for dtype in setup.DTYPES if isa != isas[-1] else ():
+            command = [*setup.compiler(), *flags, f"-DCK_ISA={isa}", f"-DCK_DTYPE={dtype}"]
+            key = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:12]
+            for made in (root / "build/objects" / key).rglob("*.o"):
+                os.utime(made)
 
 
 def plant(fault):
@@ -204,6 +350,7 @@ def plant(fault):
         shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", "*.so", "__pycache__", "dist", "*.egg-info"))
         for file, text in fault.patched(root):
             file.write_text(text)
+        keep_other_instruction_sets(root)
         build = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=root, text=True,
                                capture_output=True)
         if build.returncode:
@@ -211,22 +358,24 @@ def plant(fault):
         run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *fault.tests.split()], cwd=root,
                              text=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(root / "python")})
     red = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.M)
-    crashed = run.returncode < 0 or run.returncode > 1
-    return red or ([f"the run ended with a crash (signal {-run.returncode})"] if crashed else [])
+    if run.returncode > 1 and not red:  # pytest did not get as far as a test, which shows nothing
+        raise RuntimeError(f"{fault.name}: its tests do not run\n{(run.stdout + run.stderr)[-2000:]}")
+    return red or ([f"the run ended with a crash (signal {-run.returncode})"] if run.returncode < 0 else [])
 
 
 def main(names):
     """Plant the faults of these names, or all; return the exit code."""
     chosen = [fault for fault in FAULTS if not names or fault.name in names]
-    rows, holes = [], 0
+    holes = 0
     for fault in chosen:
         red = plant(fault)
         holes += not red
-        rows.append(f"| {fault.name} | {f'`{red[0]}`' if red else '**nothing: a hole**'} |")
-        print(rows[-1], flush=True)
-    if not names:
-        head = PAGE.read_text().split("| fault |")[0]
-        PAGE.write_text(head + "\n".join(["| fault | the first test that turned red |", "|---|---|", *rows]) + "\n")
+        row = f"| {fault.name} | {f'`{red[0]}`' if red else '**nothing: a hole**'} |"
+        print(row, flush=True)
+        head, _, table = PAGE.read_text().partition("| fault |")
+        rows = {line.split(" | ")[0][2:]: line for line in table.splitlines()[2:]} | {fault.name: row}
+        kept = [rows[f.name] for f in FAULTS if f.name in rows]
+        PAGE.write_text(head + "\n".join(["| fault | the first test that turned red |", "|---|---|", *kept]) + "\n")
     print(f"{len(chosen)} faults planted, {len(chosen) - holes} caught")
     return 1 if holes or not chosen else 0
 
