@@ -155,6 +155,21 @@ def test_rms_norm_bits_are_the_same_past_the_caches(isa, dtype, rng, C):
         assert (got.reshape(-1, 20, C).view("u1") == want.view("u1")).all()
 
 
+def test_rms_norm_rounds_once(isa, dtype, rng):
+    """The rule allows three times PyTorch's error, which hides a rounding to 16 bits before the weight."""
+    x, w = inputs(rng, 20, 333, dtype)
+    rows, weights = x.astype("f8"), w.astype("f8")
+    normed = rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + 1e-5)
+    exact = normed * weights
+    info = torch.finfo(as_torch(x).dtype)
+    half = info.eps / 2 * np.maximum(2.0 ** np.floor(np.log2(np.abs(exact))), info.smallest_normal)
+    bound = half * (1 + 2.0**-6) + (333 / 32 + 8) * 2.0**-24 * np.abs(exact)
+    assert_parity(ck.rms_norm(x, w, 1e-5), exact, bound=bound)
+    if dtype != np.float32:
+        with pytest.raises(AssertionError):
+            assert_parity((normed.astype(dtype).astype("f8") * weights).astype(dtype), exact, bound=bound)
+
+
 def test_rms_norm_of_a_row_of_millions_is_as_exact_as_a_short_one(rng):
     x = rng.standard_normal((1, 3_000_001)).astype("f4") + np.float32(0.5)
     ctx = ck.rms_norm_forward(x)[1]
