@@ -45,19 +45,15 @@ class RegluContext(NamedTuple):
 
 
 def _halves(called, name, packed):
-    """Return the two halves of the last axis, as views."""
-    if not isinstance(packed, np.ndarray):
-        if not hasattr(packed, "__dlpack__"):
-            raise TypeError(f"{called}(): '{name}' must be a NumPy array or lend its memory by __dlpack__, "
-                            f"not {type(packed)!r}")
-        try:
-            packed = np.from_dlpack(packed)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(f"{called}(): '{name}' does not lend its memory: {error}") from None
-    if packed.ndim == 0 or packed.shape[-1] % 2:
-        raise ValueError(f"{called}(): '{name}' of shape {packed.shape} does not fit [..., 2F], [gate | up]: "
+    """Return the two halves of the last axis, as views: of an array, or of a tensor by its own slices."""
+    if not hasattr(packed, "__dlpack__") or not hasattr(packed, "shape"):
+        raise TypeError(f"{called}(): '{name}' must be a NumPy array or lend its memory by __dlpack__, "
+                        f"not {type(packed)!r}")
+    shape = tuple(packed.shape)
+    if not shape or shape[-1] % 2:
+        raise ValueError(f"{called}(): '{name}' of shape {shape} does not fit [..., 2F], [gate | up]: "
                          "its last axis must be even, or 'up' be given")
-    F = packed.shape[-1] // 2
+    F = shape[-1] // 2
     return packed[..., :F], packed[..., F:]
 
 
@@ -73,7 +69,8 @@ def _backward(called, kernel, dy, ctx, out):
         return Gradients(*kernel(dgate, dup, dy, *pair))
     if dup is not None:
         raise ValueError(f"{called}(): 'out.up' must be None, as forward had no 'up': 'out.gate' holds both")
-    both = dgate if dgate is not None else empty((*pair[0].shape[:-1], 2 * pair[0].shape[-1]), pair[0].dtype)
+    kind = str(pair[0].dtype).removeprefix("torch.")
+    both = dgate if dgate is not None else empty((*pair[0].shape[:-1], 2 * pair[0].shape[-1]), kind)
     kernel(*_halves(called, "out.gate", both), dy, *pair)
     return Gradients(both)
 
