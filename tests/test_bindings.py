@@ -277,7 +277,7 @@ def test_every_op_refuses_what_does_not_fit(op, rng):
         if p.shape is None or good[i] is None or good[i] is True:
             continue
         if p.listed:
-            for wrong in ([object()], good[i] * 2, [good[i][0].astype("f2")], [good[i][0].astype(">f4")], [None]):
+            for wrong in ([object()], good[i] * 2, [good[i][0].astype("c8")], [good[i][0].astype(">f4")], [None]):
                 bad[i] = wrong
                 with pytest.raises((TypeError, ValueError), match=r"\w\(\): '"):
                     run(*bad)
