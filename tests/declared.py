@@ -49,7 +49,7 @@ def array_of(parameter, rng, size, star, kinds):
     sizes |= {"C": 3 * size * size} if parameter.name in ("qkv", "dqkv") else {}  # (H + 2G) * D
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
-    if parameter.kind == "double" and (parameter.written or parameter.shape in ("", "N")):
+    if parameter.kind == "double" and (parameter.written or parameter.listed or parameter.shape == "N"):
         return np.ones(1)  # a total, or the number of a step
     array = np.zeros(shape, kinds[parameter.kind])
     if parameter.kind in ("elem", "weight", "either", "float"):

@@ -277,7 +277,7 @@ def test_every_op_refuses_what_does_not_fit(op, rng):
         if p.shape is None or good[i] is None or good[i] is True:
             continue
         if p.listed:
-            for wrong in ([object()], good[i] * 2, [good[i][0].astype("f2")], [good[i][0].astype(">f4")], [None]):
+            for wrong in ([object()], good[i] * 2, [good[i][0].astype("c8")], [good[i][0].astype(">f4")], [None]):
                 bad[i] = wrong
                 with pytest.raises((TypeError, ValueError), match=r"\w\(\): '"):
                     run(*bad)
@@ -293,6 +293,32 @@ def test_every_op_refuses_what_does_not_fit(op, rng):
             bad[i] = wrong
             with pytest.raises((TypeError, ValueError), match=r"\w\(\): '"):
                 run(*bad)
+
+
+OTHER = {"float32": "f2", "float16": "f4", "bfloat16": "f2"}
+
+
+@pytest.mark.parametrize("op", declared.OPS)
+def test_every_op_takes_its_dtype_and_refuses_a_mix(op, dtype, rng):
+    run, params = getattr(_ck, op), declared.parameters(op)
+    good = declared.arguments(op, rng, dtype=dtype)
+    run(*good)
+    arrays = [i for i, a in enumerate(good) if isinstance(a, np.ndarray)]
+    elems = [i for i in arrays if params[i].kind == "elem"]
+    for i in arrays:
+        # One element array alone would be a call of another dtype.
+        if params[i].kind in ("float", "weight") or params[i].kind == "elem" and len(elems) > 1:
+            bad = list(good)
+            bad[i] = good[i].astype("f8" if params[i].kind == "weight" and dtype != "f4" else OTHER[dtype.name])
+            if bad[i].dtype != good[i].dtype:
+                with pytest.raises(TypeError, match=r"\w\(\): '[\w.]+'.* must be"):
+                    run(*bad)
+    if any(params[i].kind == "weight" for i in arrays):  # float32 beside 16 bits is taken, another 16-bit dtype is not
+        run(*declared.arguments(op, rng, dtype=dtype, weights=np.float32))
+        if dtype != np.float32:
+            mixed = declared.arguments(op, rng, dtype=dtype, weights=np.float16 if dtype != np.float16 else "f8")
+            with pytest.raises(TypeError, match=r"\w\(\): '[\w.]+'.* must be"):
+                run(*mixed)
 
 
 @pytest.mark.parametrize("op", declared.OPS)

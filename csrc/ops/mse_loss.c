@@ -14,8 +14,12 @@ CK_RUN(mse_loss_fwd)
         && (a->losses.data == NULL || ck_is_flat(&a->losses, a->C)))
         flat.C *= flat.R, flat.R = 1;
     const size_t n = flat.R * flat.C;
+    ck_status status = CK_OK;
     if (a->losses.data != NULL)
-        return ck_tasks(n, CK_ELEMENTS, CK_FAST(mse_loss_fwd), &flat);
+        status = ck_tasks(n, CK_ELEMENTS, CK_FAST(mse_loss_fwd), &flat);
+    if (status != CK_OK || a->loss == NULL)
+        return status;
+    flat.losses.data = NULL; /* in one pass with the sum nothing would be saved that anyone asks for */
     return ck_run_loss(CK_FAST(mse_loss_fwd), &flat, n, ELEMENTS, a->divisor, a->loss);
 }
 
