@@ -159,7 +159,7 @@ def test_large_arrays_have_the_same_bits(isa, dtype, rng, offset):
         y, ctx = ck.swiglu_forward(gate, up)
         want = [np.resize(a, 2 * n).tobytes() for a in (y, *ck.swiglu_backward(dy, ctx))]
         gate, up, dy = (np.resize(a, 2 * n) for a in (gate, up, dy))
-        out = [ck.empty(2 * n + 8, dtype)[offset * i :][: 2 * n] for i in range(3)]
+        out = [ck.empty(2 * n + 16, dtype)[offset * i :][: 2 * n] for i in range(3)]
         y, ctx = ck.swiglu_forward(gate, up, out=out[0])
         assert [a.tobytes() for a in (y, *ck.swiglu_backward(dy, ctx, out=Gradients(*out[1:])))] == want
 

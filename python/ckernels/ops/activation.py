@@ -287,8 +287,8 @@ def gelu(x, approximate="none", *, out=None):
     Examples
     --------
     >>> import ckernels as ck, numpy as np
-    >>> ck.gelu(np.float32([-1, 0, 1]))
-    array([-0.15865526,  0.        ,  0.8413447 ], dtype=float32)
+    >>> ck.gelu(np.float32([0, 1, 20]))
+    array([ 0.       ,  0.8413447, 20.       ], dtype=float32)
     """
     return form("gelu", _GELU, approximate)(out, x)
 
@@ -537,8 +537,8 @@ def softcap(x, cap, *, out=None):
     Examples
     --------
     >>> import ckernels as ck, numpy as np
-    >>> ck.softcap(np.float32([-100, 0, 1, 100]), 30.0)
-    array([-29.92368  ,   0.       ,   0.9996297,  29.92368  ], dtype=float32)
+    >>> ck.softcap(np.float32([-100, 0, 100]), 30.0)
+    array([-29.92374,   0.     ,  29.92374], dtype=float32)
     """
     return _ck.softcap_fwd(out, x, cap)
 

@@ -196,10 +196,10 @@ def geglu(gate, up=None, approximate="none", *, out=None):
     Examples
     --------
     >>> import ckernels as ck, numpy as np
-    >>> ck.geglu(np.float32([1, -1]), np.float32([2, 4]))
-    array([ 1.6826895, -0.6346211], dtype=float32)
-    >>> ck.geglu(np.float32([1, -1, 2, 4]))
-    array([ 1.6826895, -0.6346211], dtype=float32)
+    >>> ck.geglu(np.float32([1, 20]), np.float32([2, 1]))
+    array([ 1.6826894, 20.       ], dtype=float32)
+    >>> ck.geglu(np.float32([1, 20, 2, 1]))
+    array([ 1.6826894, 20.       ], dtype=float32)
     """
     return form("geglu", _GEGLU, approximate)(out, *_pair("geglu", gate, up))
 
