@@ -8,9 +8,6 @@ import importlib
 from ckernels.kv import KVCache
 from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
 from ckernels.ops.activation import (
-    gelu,
-    gelu_backward,
-    gelu_forward,
     relu,
     relu_backward,
     relu_forward,
@@ -39,6 +36,7 @@ from ckernels.ops.attention import (
 )
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
+from ckernels.ops.gelu import gelu, gelu_backward, gelu_forward
 from ckernels.ops.glu import (
     geglu,
     geglu_backward,

@@ -4,8 +4,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
-from ckernels.ops.activation import form
 from ckernels.ops.checks import check_context, gradients
+from ckernels.ops.gelu import form
 from ckernels.runtime import empty
 
 __all__ = [
