@@ -76,7 +76,7 @@ FAULTS = [
           [("csrc/ops/rope_table.c", "const double f = pow(base, -(double)k / (double)a->K);", "const double f = pow(1.01 * base, -(double)k / (double)a->K);")],
           "tests/test_rope.py"),
     Fault("rope: scaling ignored",
-          [("csrc/ops/rope_table.c", "a->rule == CK_ROPE_LLAMA3 ? llama3(a, f)", "a->rule == CK_ROPE_LLAMA3 ? f")],
+          [("csrc/ops/rope_table.c", "a->rule == CK_ROPE_LLAMA3 ? llama3(a, f)", "a->rule == CK_ROPE_LLAMA3 ? 0 * llama3(a, f) + f")],
           "tests/test_rope_scaling.py"),
     Fault("mrope: every pair by the first axis",
           [("csrc/kernels/rope.c", "ck_position(&a->positions, axis * a->P + p, t + i)", "ck_position(&a->positions, p, t + i)")],

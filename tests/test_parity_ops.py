@@ -38,6 +38,14 @@ class Pretender:
             if spec.what == "backward":
                 setattr(self, f"{spec.name}_backward", self._backward(spec))
 
+        self.sample = self._draw
+
+    def _draw(self, **inputs):
+        """Draw ids; the spec's references are how often each is to come."""
+        spec = next(s for s in SPECS if s.name == "sample")
+        p = spec.exact(self._wrong("sample", inputs))["frequencies"]
+        return np.random.default_rng(5).choice(p.size, len(inputs["logits"]), p=p)
+
     def isas(self):
         return ["reference"]
 
@@ -263,6 +271,8 @@ FAULTS = {
     "wrong rope base": ("rope_table", {"before": _with(base=20000.0)}),
     "an embedding of the next id": ("embedding", {"before": _with(ids=lambda i: i["ids"] - 1)}),
     "embedding gradient halved": ("embedding", {"after": lambda d: d / 2, "outputs": "dweight"}),
+    "top_p ignored": ("sample", {"before": _with(top_p=1.0)}),
+    "the temperature ignored": ("sample", {"before": _with(temperature=1.0)}),
     "nesterov ignored": ("SGD", {"before": _changed_options(nesterov=False)}),
     "decay ignored": ("SGD", {"before": _changed_options(weight_decay=0.0)}),
     "dampening ignored": ("SGD", {"before": _changed_options(dampening=0.0)}),

@@ -174,7 +174,9 @@ def _reasons(ck):
 def _check_dtype(spec, name, array, inputs):
     """A result of another dtype than documented is wrong, however small its error."""
     dtype, expected = np.asarray(array).dtype, spec.result_dtype(name, inputs)
-    if dtype.kind not in "iub" and dtype.name != expected:
+    if dtype.kind in "iub" or name in spec.derived:
+        return
+    if dtype.name != expected:
         raise AssertionError(f"the result '{name}' is {dtype.name}, not {expected}")
 
 

@@ -105,6 +105,7 @@ SAMPLE = [
         _sample_frequencies,
         _drawn_by_torch,
         bound=_six_deviations,
+        derived=("frequencies",),
     )
 ]
 

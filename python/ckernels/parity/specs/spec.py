@@ -92,6 +92,8 @@ class OpSpec:
         Inputs that have the dtype of the call, or float32 beside 16 bits: each 16-bit dtype runs both ways.
     statistics : tuple of str
         Outputs that are float32 in every dtype: losses, log-sum-exps.
+    derived : tuple of str
+        Outputs that ``run`` computes in float64 from what the code under test returned: frequencies of drawn ids.
     """
 
     name: str
@@ -107,6 +109,7 @@ class OpSpec:
     floats: tuple = ()
     weights: tuple = ()
     statistics: tuple = ()
+    derived: tuple = ()
 
     def inputs(self, probe, seed=0, dtype="float32", weights=None):
         """Return the inputs of a probe: the same for every pass, instruction set and run, rounded to ``dtype``.
