@@ -15,7 +15,7 @@ CK_KERNEL(embedding_bwd)
         for (size_t c = 0; c < a->C; c++) {
             const size_t begin = v == 0 ? 0 : order->end[v - 1], end = order->end[v];
             elem *dweight = (elem *)ck_row(&a->dweight, v) + c;
-            double sum = 0;
+            double sum = begin < end ? -0.0 : 0; /* -0 leaves what is added to it as it is */
             for (size_t k = begin; k < end; k++)
                 sum += get((const elem *)ck_row(&a->dy, order->row[k]) + c);
             if (!a->accumulate)
