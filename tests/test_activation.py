@@ -304,13 +304,13 @@ def test_refuses(f):
             call()
 
 
-@pytest.mark.parametrize("cap", [0.0, -1.0, np.nan, -np.inf, 1e-60])
-def test_softcap_refuses_a_cap_that_is_not_positive(cap):
+@pytest.mark.parametrize("cap", [0.0, -1.0, np.nan, -np.inf, np.inf, 1e-60, 1e39])
+def test_softcap_refuses_a_cap_that_is_not_positive_and_finite(cap):
     for call in (lambda: ck.softcap(X, cap), lambda: ck.softcap_forward(X, cap)):
-        with pytest.raises(ValueError, match=r"softcap\(\): 'cap' must be positive, not "):
+        with pytest.raises(ValueError, match=r"softcap\(\): 'cap' must be positive and finite, not "):
             call()
     ctx = ck.softcap_forward(X, 1.0)[1]._replace(cap=cap)
-    with pytest.raises(ValueError, match=r"softcap_backward\(\): 'cap' must be positive, not "):
+    with pytest.raises(ValueError, match=r"softcap_backward\(\): 'cap' must be positive and finite, not "):
         ck.softcap_backward(X, ctx)
 
 

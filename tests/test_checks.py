@@ -118,3 +118,19 @@ def test_a_flag_must_be_true_or_false():
         ck.softmax(normal(3, 8), causal=np.ones(2))
     with pytest.raises(TypeError, match=r"rope\(\): 'interleaved' must be true or false"):
         ck.rope(*CALLS["rope"], interleaved=np.ones(2))
+
+
+@pytest.mark.parametrize("op", ["add_rms_norm", "embedding", "layer_norm", "linear", "qk_norm_rope", "rms_norm"])
+def test_accumulate_must_be_true_or_false(op):
+    dy, ctx, backward = run(op)
+    first = backward(dy, ctx)
+    with pytest.raises(TypeError, match=rf"{op}_backward\(\): 'accumulate' must be true or false"):
+        backward(dy, ctx, out=first, accumulate=np.ones(2))
+
+
+@pytest.mark.parametrize("op, count", [("add_rms_norm", "two"), ("split_qkv", "three")])
+def test_out_of_several_outputs_must_be_a_tuple_of_them(op, count):
+    for function in getattr(ck, op), getattr(ck, op + "_forward"):
+        for out in (normal(3, 8), normal(2, 3, 8), 5, (None,), True):
+            with pytest.raises(TypeError, match=rf"{op}\(\): 'out' must be a tuple of {count} arrays"):
+                function(*CALLS[op], out=out)

@@ -316,6 +316,8 @@ MEAN, NONE = (lambda: ck.cross_entropy_forward(X, T)[1]), (lambda: ck.cross_entr
     (ValueError, r"cross_entropy\(\): 'z_loss' must be finite and not negative, not -1",
      lambda: ck.cross_entropy(X, T, z_loss=-1)),
     (ValueError, r"cross_entropy\(\): 'softcap' must be positive, not 0", lambda: ck.cross_entropy(X, T, softcap=0)),
+    (ValueError, r"cross_entropy\(\): 'softcap' must be positive, not 1e-60",
+     lambda: ck.cross_entropy(X, T, softcap=1e-60)),
     (ValueError, r"cross_entropy\(\): 'out' of shape \(1,\) does not fit \[\]",
      lambda: ck.cross_entropy(X, T, out=X[0, :1])),
     (ValueError, r"cross_entropy_backward\(\): 'dy' of shape \(3,\) does not fit|'logits' of shape",

@@ -1,5 +1,7 @@
 #include "ops/activation.h"
 
+#include <math.h>
+
 #include "ops/elementwise.h"
 #include "ops/ops.h"
 #include "runtime/run.h"
@@ -31,8 +33,8 @@ ACTIVATION(tanh)
 static ck_status
 check_cap(double cap)
 {
-    if (!((float)cap > 0)) /* as a float, which kernels divide by */
-        return ck_refuse(CK_BAD_VALUE, "'cap' must be positive, not %g", cap);
+    if (!((float)cap > 0 && (float)cap < INFINITY)) /* as a float, which kernels divide and multiply by */
+        return ck_refuse(CK_BAD_VALUE, "'cap' must be positive and finite, not %g", cap);
     return CK_OK;
 }
 

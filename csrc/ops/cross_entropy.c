@@ -30,7 +30,7 @@ check_options(double label_smoothing, double z_loss, double softcap)
         return ck_refuse(CK_BAD_VALUE, "'label_smoothing' must be 0 to 1, not %g", label_smoothing);
     if (!(z_loss >= 0 && z_loss < INFINITY))
         return ck_refuse(CK_BAD_VALUE, "'z_loss' must be finite and not negative, not %g", z_loss);
-    if (!(softcap > 0))
+    if (!((float)softcap > 0)) /* as a float, which kernels divide by */
         return ck_refuse(CK_BAD_VALUE, "'softcap' must be positive, not %g", softcap);
     return CK_OK;
 }

@@ -389,7 +389,7 @@ def softcap(x, cap, *, out=None):
     ----------
     x : float32, float16 or bfloat16 [..., C]
     cap : float
-        Positive, also when rounded to float32.
+        Positive and finite, also when rounded to float32.
     out : like x, optional
         Where to write; may be ``x`` itself (in place).
 

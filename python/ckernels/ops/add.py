@@ -27,7 +27,7 @@ def add(x, y, alpha=1.0, *, out=None):
 
     Parameters
     ----------
-    x, y : float32 [..., C]
+    x, y : float32, float16 or bfloat16 [..., C]
         Of one shape: nothing is broadcast.
     alpha : float
         Rounded to float32.
@@ -74,7 +74,7 @@ def add_backward(dy, ctx, *, out=None, accumulate=False):
 
     Parameters
     ----------
-    dy : float32 [..., C]
+    dy : like x [..., C]
         Gradient of the sum.
     ctx : Context
     out : Gradients, optional

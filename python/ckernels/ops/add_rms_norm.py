@@ -4,9 +4,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
-from ckernels.ops.checks import check_context, gradients
+from ckernels.ops.checks import check_context, gradients, several
 
 __all__ = ["add_rms_norm", "add_rms_norm_backward", "add_rms_norm_forward"]
+
+_PAIR = ("the norm", "the sum")
 
 
 class Context(NamedTuple):
@@ -60,7 +62,7 @@ def add_rms_norm(x, residual, weight, eps=1e-6, *, out=None):
     >>> y, h
     (array([[0.84852815, 2.2627418 ]], dtype=float32), array([[3., 4.]], dtype=float32))
     """
-    y, h = out if out is not None else (None, None)
+    y, h = several("add_rms_norm", "out", out, _PAIR)
     y, h, _ = _ck.add_rms_norm_fwd(y, h, None, x, residual, weight, eps)
     return y, h
 
@@ -74,7 +76,7 @@ def add_rms_norm_forward(x, residual, weight, eps=1e-6, *, out=None):
     ctx : Context
         Refers to ``h`` and ``weight``: do not overwrite them before backward.  ``x`` and ``residual`` are not kept.
     """
-    y, h = out if out is not None else (None, None)
+    y, h = several("add_rms_norm", "out", out, _PAIR)
     y, h, rstd = _ck.add_rms_norm_fwd(y, h, True, x, residual, weight, eps)
     return (y, h), Context(h, weight, rstd)
 
@@ -115,13 +117,12 @@ def add_rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     >>> ck.add_rms_norm_backward((np.float32([[1, 0]]), np.float32([[0, 0]])), ctx).weight
     array([0.84852815, 0.        ], dtype=float32)
     """
-    if not isinstance(dy, (tuple, list)) or len(dy) != 2:
-        raise TypeError("add_rms_norm_backward(): 'dy' must be a tuple of two arrays, of the norm and of the sum")
+    dy, dh = several("add_rms_norm_backward", "dy", dy, _PAIR)
     check_context("add_rms_norm_backward", Context, ctx)
     dx, dresidual, dweight = gradients("add_rms_norm_backward", Gradients, out)
     one = dx is None or dresidual is None or dx is dresidual
-    add = accumulate and dweight is not None
+    add = dweight is not None and accumulate
     dx, second, dweight = _ck.add_rms_norm_bwd(
         (dresidual if dx is None else dx), (None if one else dresidual), (True if dweight is None else dweight),
-        dy[0], dy[1], ctx.h, ctx.weight, ctx.rstd, add)
+        dy, dh, ctx.h, ctx.weight, ctx.rstd, add)
     return Gradients(dx, dx if one else second, dweight)

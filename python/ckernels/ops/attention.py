@@ -230,7 +230,7 @@ def scaled_dot_product_attention_backward(dy, ctx, *, out=None, accumulate=False
         dy, dlse = dy
     absent = () if ctx.sinks is not None else ("sinks",)
     dq, dk, dv, dsinks = gradients(f"{_NAME}_backward", Gradients, out, absent)
-    add = accumulate and dsinks is not None
+    add = dsinks is not None and accumulate
     if dsinks is None and ctx.sinks is not None:
         dsinks = True
     return Gradients(*_ck.attention_bwd(

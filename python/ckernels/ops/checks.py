@@ -1,6 +1,6 @@
 """What the wrappers of all ops refuse alike, before the extension sees the arrays."""
 
-__all__ = ["check_context", "flag", "gradients", "loss_gradient", "reduction_of"]
+__all__ = ["check_context", "flag", "gradients", "loss_gradient", "reduction_of", "several"]
 
 
 def check_context(called, kind, ctx):
@@ -96,3 +96,31 @@ def loss_gradient(called, dy, reduction):
     if dy is None:
         raise TypeError(f"{called}(): 'dy' must be a number, or an array under 'none', not None")
     return (dy, 1.0) if reduction == "none" else (None, dy)
+
+
+def several(called, name, given, what):
+    """Return what was given for several arrays at once, as many as ``what`` tells, None for each where it is None.
+
+    Parameters
+    ----------
+    called : str
+        The function the user called: "topk".
+    name : str
+        The argument: "out".
+    given : tuple or list of arrays, or None
+        What the user gave.
+    what : tuple of str
+        The arrays in a message: ("values", "indices").
+
+    Raises
+    ------
+    TypeError
+        It is no tuple of that length: an array of so many rows is none.
+    """
+    if given is None:
+        return (None,) * len(what)
+    if not isinstance(given, tuple | list) or len(given) != len(what):
+        count = {2: "two", 3: "three"}[len(what)]
+        raise TypeError(f"{called}(): '{name}' must be a tuple of {count} arrays, for {', '.join(what[:-1])} and "
+                        f"{what[-1]}, not {type(given)!r}")
+    return given

@@ -47,7 +47,7 @@ def cross_entropy(logits, target, *, ignore_index=-100, reduction="mean", label_
 
     Parameters
     ----------
-    logits : float32 [..., V]
+    logits : float32, float16 or bfloat16 [..., V]
     target : int32 or int64 [...]
         0 to V-1, or ``ignore_index``. Any strides.
     ignore_index : int
@@ -120,7 +120,7 @@ def cross_entropy_backward(dy, ctx, *, out=None, accumulate=False):
     Returns
     -------
     Gradients
-        ``logits`` float32 [..., V].
+        ``logits`` like logits [..., V].
 
     Raises
     ------

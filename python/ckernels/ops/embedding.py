@@ -112,4 +112,4 @@ def embedding_backward(dy, ctx, *, out=None, accumulate=False):
     """
     check_context("embedding_backward", Context, ctx)
     dweight = gradients("embedding_backward", Gradients, out).weight
-    return Gradients(_ck.embedding_bwd(dweight, dy, ctx.ids, ctx.weight, accumulate and dweight is not None))
+    return Gradients(_ck.embedding_bwd(dweight, dy, ctx.ids, ctx.weight, dweight is not None and accumulate))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
-from ckernels.ops.checks import check_context, gradients
+from ckernels.ops.checks import check_context, gradients, several
 
 __all__ = ["heads_to_tokens", "heads_to_tokens_backward", "heads_to_tokens_forward",
            "split_qkv", "split_qkv_backward", "split_qkv_forward",
@@ -39,13 +39,7 @@ class Gradients(NamedTuple):
     x: np.ndarray | None = None
 
 
-def _three(called, name, arrays, absent):
-    """Return ``arrays`` as three, ``absent`` for all of them where it is None."""
-    if arrays is None:
-        return absent
-    if not isinstance(arrays, tuple | list) or len(arrays) != 3:
-        raise TypeError(f"{called}(): '{name}' must be a tuple of three arrays, for q, k and v, not {type(arrays)!r}")
-    return arrays
+_QKV = ("q", "k", "v")
 
 
 def split_qkv(qkv, H, G, D, *, out=None):
@@ -89,7 +83,7 @@ def split_qkv(qkv, H, G, D, *, out=None):
     ((1, 2, 2, 1), array([[4.],
            [5.]], dtype=float32), array([2., 6.], dtype=float32))
     """
-    q, k, v = _three("split_qkv", "out", out, (None, None, None))
+    q, k, v = several("split_qkv", "out", out, _QKV)
     return _ck.split_qkv_fwd(q, k, v, qkv, H, G, D)
 
 
@@ -144,7 +138,7 @@ def split_qkv_backward(dy, ctx, *, out=None, accumulate=False):
     check_context("split_qkv_backward", SplitContext, ctx)
     if dy is None:
         raise TypeError("split_qkv_backward(): 'dy' must be a tuple of three arrays, for q, k and v, not None")
-    dq, dk, dv = _three("split_qkv_backward", "dy", dy, None)
+    dq, dk, dv = several("split_qkv_backward", "dy", dy, _QKV)
     dqkv = gradients("split_qkv_backward", SplitGradients, out).qkv
     H, G, D = ctx
     return SplitGradients(_ck.split_qkv_bwd(dqkv, (H + 2 * G) * D, H, G, D, dq, dk, dv))

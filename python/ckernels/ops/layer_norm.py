@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
-from ckernels.ops.checks import check_context, gradients
+from ckernels.ops.checks import check_context, flag, gradients
 
 __all__ = ["layer_norm", "layer_norm_backward", "layer_norm_forward"]
 
@@ -115,6 +115,7 @@ def layer_norm_backward(dy, ctx, *, out=None, accumulate=False):
     check_context("layer_norm_backward", Context, ctx)
     has = {"weight": ctx.weight is not None, "bias": ctx.bias is not None}
     dx, dweight, dbias = gradients("layer_norm_backward", Gradients, out, [name for name in has if not has[name]])
+    accumulate = flag("layer_norm_backward", "accumulate", accumulate)
     add_weight, add_bias = (accumulate and given is not None for given in (dweight, dbias))
     return Gradients(*_ck.layer_norm_bwd(
         dx, True if dweight is None and has["weight"] else dweight, True if dbias is None and has["bias"] else dbias,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
-from ckernels.ops.checks import check_context, gradients
+from ckernels.ops.checks import check_context, flag, gradients
 from ckernels.ops.pack import PackedWeight, split
 
 __all__ = ["linear", "linear_forward", "linear_backward"]
@@ -136,6 +136,7 @@ def linear_backward(dy, ctx, *, out=None, accumulate=False):
     array([[1., 2.]], dtype=float32)
     """
     check_context("linear_backward", Context, ctx)
+    accumulate = flag("linear_backward", "accumulate", accumulate)
     absent = [name for name in ("bias", "residual") if not getattr(ctx, name)]
     dx, dweight, dbias, dresidual = gradients("linear_backward", Gradients, out, absent)
     weight, _ = split(ctx.weight)

@@ -147,7 +147,7 @@ def qk_norm_rope_backward(dy, ctx, *, out=None, accumulate=False):
     try:
         return Gradients(*_ck.qk_norm_rope_bwd(
             dx, True if dweight is None else dweight, dy, ctx.x, ctx.weight, ctx.rstd, ctx.cos, ctx.sin, ctx.positions,
-            ctx.interleaved, accumulate and dweight is not None))
+            ctx.interleaved, dweight is not None and accumulate))
     except ValueError:
         if ctx.positions is None:
             _explain_table("qk_norm_rope_backward", dy, ctx.cos, ctx.sin)

@@ -112,7 +112,7 @@ def rms_norm_backward(dy, ctx, *, out=None, accumulate=False):
     """
     check_context("rms_norm_backward", Context, ctx)
     dx, dweight = gradients("rms_norm_backward", Gradients, out, () if ctx.weight is not None else ("weight",))
-    add = accumulate and dweight is not None
+    add = dweight is not None and accumulate
     if dweight is None and ctx.weight is not None:
         dweight = True
     return Gradients(*_ck.rms_norm_bwd(dx, dweight, dy, ctx.x, ctx.weight, ctx.rstd, ctx.offset, add))

@@ -2,6 +2,7 @@
 import numbers
 
 from ckernels import _ck
+from ckernels.ops.checks import several
 
 __all__ = ["argmax", "sample", "topk"]
 
@@ -83,9 +84,7 @@ def topk(x, k, *, out=None):
     >>> ck.topk(np.array([3, 7, 1, 7], "f4"), 3)
     (array([7., 7., 3.], dtype=float32), array([1, 3, 0]))
     """
-    if out is not None and (not isinstance(out, tuple | list) or len(out) != 2):
-        raise TypeError(f"topk(): 'out' must be a tuple of two arrays, for values and indices, not {type(out)!r}")
-    values, indices = (None, None) if out is None else out
+    values, indices = several("topk", "out", out, ("values", "indices"))
     return _ck.topk_fwd(values, indices, x, k)
 
 
@@ -143,6 +142,9 @@ def sample(logits, *, temperature=1.0, top_k=None, top_p=None, min_p=None, seed,
     one = isinstance(seed, numbers.Integral)
     if not one and not hasattr(seed, "__dlpack__"):
         raise TypeError(f"sample(): 'seed' must be an integer, or an array of one for each row, not {type(seed)!r}")
-    return _ck.sample_fwd(out, logits, None if one else seed, seed if one else 0, temperature,
-                          ALL if top_k is None else top_k, 1.0 if top_p is None else top_p,
-                          0.0 if min_p is None else min_p)
+    try:
+        return _ck.sample_fwd(out, logits, None if one else seed, seed if one else 0, temperature,
+                              ALL if top_k is None else top_k, 1.0 if top_p is None else top_p,
+                              0.0 if min_p is None else min_p)
+    except (TypeError, ValueError) as error:  # which the user calls 'seed'
+        raise type(error)(str(error).replace("'seeds'", "'seed'")) from None
