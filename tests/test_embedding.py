@@ -169,6 +169,16 @@ def test_embedding_keeps_every_bit_of_extremes(isa):
     np.testing.assert_array_equal(dw, w[::-1])
 
 
+def test_embedding_sums_keep_the_sign_of_zero(isa, dtype):
+    """One -0, or several, add up to -0; a row that no id names is +0, and stays so beside it."""
+    ids, dy = np.array([0, 0, 1]), np.full((3, 9), -0.0, dtype)
+    ctx = ck.embedding_forward(ids, np.zeros((3, 9), dtype))[1]
+    given = Gradients(ck.embedding_backward(dy, ctx).weight)
+    np.testing.assert_array_equal(np.signbit(given.weight.astype("f4")), [[True] * 9, [True] * 9, [False] * 9])
+    ck.embedding_backward(dy, ctx, out=given, accumulate=True)
+    np.testing.assert_array_equal(np.signbit(given.weight.astype("f4")), [[True] * 9, [True] * 9, [False] * 9])
+
+
 def test_embedding_of_extremes_sums_as_arithmetic_does(isa):
     inf, nan = np.inf, np.nan
     dy = np.array([[inf, 1, 1e-42, 3e38, 1], [-inf, nan, 1e-42, 3e38, 2]], "f4")

@@ -1,8 +1,12 @@
+import subprocess
+
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
 import ckernels as ck
+import native
 from guard import gaps_untouched, guarded, spaced
 from parity import as_torch
 
@@ -266,6 +270,31 @@ def test_sample_at_the_ends_of_temperature(isa, rng):
     assert (ck.sample(np.repeat(x, 50, 0), temperature=2.0**-126, seed=2) == 1).all()
     drawn = ck.sample(np.repeat(x, 4000, 0), temperature=3e38, seed=2)
     assert (np.bincount(drawn, minlength=4) > 850).all(), "all alike"
+
+
+def test_sample_of_logits_whose_difference_is_no_float(isa, dtype):
+    """Divided by the temperature it is one: the second is e^-2 as likely as the first, not impossible."""
+    large = float(ml_dtypes.finfo(dtype).max)
+    x = np.repeat(np.array([[large, -large]], dtype), 8000, 0)
+    share = ck.sample(x, temperature=large, seed=3).mean()
+    expected = np.exp(-2) / (1 + np.exp(-2))
+    assert abs(share - expected) < 5 * np.sqrt(expected / 8000)
+
+
+def test_room_of_a_thread_ends_where_that_of_the_next_may_begin(tmp_path):
+    """Kernels keep 64-bit numbers there: any other end is one that the next thread must not read them from."""
+    program = tmp_path / "room"
+    source = """#include "ops/selection.h"
+    int main(void)
+    {
+        for (size_t n = 1; n < 300; n++)
+            if (ck_sample_scratch(n) % 64 != 0 || ck_sample_scratch(n) < 28 * n || ck_topk_scratch(n) % 64 != 0)
+                return 1;
+        return 0;
+    }"""
+    command = [*native.build().compiler(), "-x", "c", "-", "-o", str(program)]
+    subprocess.run(command, input=source, text=True, check=True, cwd=native.ROOT)
+    assert subprocess.run([program]).returncode == 0
 
 
 def test_sample_never_draws_minus_infinity(isa, dtype):

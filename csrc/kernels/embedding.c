@@ -1,47 +1,8 @@
 #include "kernels/kernel.h"
 #include "ops/embedding.h"
-#include "simd/words.h"
+#include "simd/copy.h"
 
-#include <string.h>
-
-/* A call that moves more than the caches hold writes its result past them (docs/decisions/0003-streaming-stores.md). */
-enum { STREAMED = 32 << 20 };
-
-enum { LINE = 64, AHEAD = 3 };
-
-/* n bytes; with `stream` in whole lines, after those before the first. */
-static inline void
-copy(char *to, const char *from, size_t n, bool stream)
-{
-    if (!stream) {
-        memcpy(to, from, n);
-        return;
-    }
-    const size_t head = (size_t)(-(uintptr_t)to % LINE), first = head < n ? head : n;
-    size_t i = first;
-    memcpy(to, from, first);
-    for (; i + LINE <= n; i += LINE) {
-        v16 line;
-        memcpy(&line, from + i, LINE);
-        v16_stream_f32((float *)(void *)(to + i), line, 16);
-    }
-    memcpy(to + i, from + i, n - i);
-}
-
-static inline void
-clear(char *to, size_t n, bool stream)
-{
-    if (!stream) {
-        memset(to, 0, n);
-        return;
-    }
-    const size_t head = (size_t)(-(uintptr_t)to % LINE), first = head < n ? head : n;
-    size_t i = first;
-    memset(to, 0, first);
-    for (; i + LINE <= n; i += LINE)
-        v16_stream_f32((float *)(void *)(to + i), v16_zero(), 16);
-    memset(to + i, 0, n - i);
-}
+enum { AHEAD = 3, ASKED = 4 * CK_LINE }; /* rows, and bytes of each */
 
 static inline const char *
 row_of(const struct ck_embedding_fwd *a, size_t r)
@@ -49,19 +10,28 @@ row_of(const struct ck_embedding_fwd *a, size_t r)
     return (const char *)a->weight.data + ck_id(&a->ids, r) * a->weight.stride[0];
 }
 
-/* The beginning of a row, wherever it is in the table, is asked for while those before it are copied. */
-CK_KERNEL(embedding_fwd)
+CK_TEMPLATE void
+pick(const struct ck_embedding_fwd *a, ck_task task, bool stream)
 {
-    const size_t width = a->C * sizeof(elem), asked = width < 4 * LINE ? width : 4 * LINE;
-    const bool stream = 2 * a->R * width > STREAMED;
+    const size_t width = a->C * sizeof(elem), asked = width < ASKED ? width : ASKED;
 
     for (size_t r = task.begin; r < task.end; r++) {
         if (r + AHEAD < task.end)
-            for (size_t i = 0; i < asked; i += LINE)
+            for (size_t i = 0; i < asked; i += CK_LINE)
                 ck_prefetch(row_of(a, r + AHEAD) + i);
-        copy(ck_row(&a->y, r), row_of(a, r), width, stream);
+        ck_copy(ck_row(&a->y, r), row_of(a, r), width, stream);
     }
-    ck_stream_end();
+    if (stream)
+        ck_stream_end();
+}
+
+/* The beginning of a row, wherever it is in the table, is asked for while those before it are copied. */
+CK_KERNEL(embedding_fwd)
+{
+    if (ck_streams(2 * a->R * a->C * sizeof(elem)))
+        pick(a, task, true);
+    else
+        pick(a, task, false);
 }
 
 enum { WIDE = 64 }; /* columns summed at a time */
@@ -93,12 +63,11 @@ sum_columns(const struct ck_embedding_bwd *a, const size_t *row, size_t rows, el
         v16_store(dweight + c + i, v16_load_f32(x + i, n - i), n - i);
 }
 
-/* A task is rows task.begin to task.end-1 of dweight: each is written once, by one task. */
-CK_KERNEL(embedding_bwd)
+CK_TEMPLATE void
+gather(const struct ck_embedding_bwd *a, ck_task task, bool stream)
 {
     const ck_embedding_order *order = task.work;
     const size_t C = a->C, width = C * sizeof(elem);
-    const bool stream = (a->V + a->R) * width > STREAMED;
 
     for (size_t v = task.begin; v < task.end; v++) {
         const size_t begin = v == 0 ? 0 : order->end[v - 1], rows = order->end[v] - begin;
@@ -106,12 +75,22 @@ CK_KERNEL(embedding_bwd)
         if (rows == 0 && a->accumulate)
             continue;
         if (rows == 0)
-            clear((char *)dweight, width, stream);
+            ck_clear((char *)dweight, width, stream);
         else if (rows == 1 && !a->accumulate)
-            copy((char *)dweight, ck_row(&a->dy, order->row[begin]), width, stream);
+            ck_copy((char *)dweight, ck_row(&a->dy, order->row[begin]), width, stream);
         else
             for (size_t c = 0; c < C; c += WIDE)
                 sum_columns(a, order->row + begin, rows, dweight, c, C - c < WIDE ? C - c : WIDE);
     }
-    ck_stream_end();
+    if (stream)
+        ck_stream_end();
+}
+
+/* A task is rows task.begin to task.end-1 of dweight: each is written once, by one task. */
+CK_KERNEL(embedding_bwd)
+{
+    if (ck_streams((a->V + a->R) * a->C * sizeof(elem)))
+        gather(a, task, true);
+    else
+        gather(a, task, false);
 }

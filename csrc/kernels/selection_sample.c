@@ -67,16 +67,17 @@ keep_top_k(float *z, uint32_t *index, const elem *x, size_t V, float bar)
     return n;
 }
 
-/* weight = exp((z - peak) / temperature) */
+/* weight = exp((z - peak) / temperature); of halves where the difference of large logits may be divided back into range. */
 static void
 weigh(float *weight, const float *z, size_t n, float peak, float temperature)
 {
-    const v16 top = v16_splat(peak), by = v16_splat(temperature);
+    const float part = temperature >= 1 ? 0.5f : 1.0f;
+    const v16 scale = v16_splat(part), top = v16_splat(-part * peak), by = v16_splat(part * temperature);
     size_t c = 0;
     for (; c + 16 <= n; c += 16)
-        v16_store_f32(weight + c, v16_exp(v16_div(v16_sub(v16_load_f32(z + c, 16), top), by)), 16);
+        v16_store_f32(weight + c, v16_exp(v16_div(v16_fma(v16_load_f32(z + c, 16), scale, top), by)), 16);
     if (c < n)
-        v16_store_f32(weight + c, v16_exp(v16_div(v16_sub(v16_load_f32(z + c, n - c), top), by)), n - c);
+        v16_store_f32(weight + c, v16_exp(v16_div(v16_fma(v16_load_f32(z + c, n - c), scale, top), by)), n - c);
 }
 
 /* Sixteen sums, in order, then one after the other. */

@@ -83,17 +83,24 @@ ck_argmax_blocks(size_t C)
     return C / CK_ARGMAX_BLOCK + (C % CK_ARGMAX_BLOCK != 0);
 }
 
+/* Whole lines: the share of the next thread begins at one too. */
+static inline size_t
+ck_selection_lines(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
 /* Bytes that a thread of topk needs: the k first, and room to sort them. */
 static inline size_t
 ck_topk_scratch(size_t k)
 {
-    return 2 * k * sizeof(uint64_t);
+    return ck_selection_lines(2 * k * sizeof(uint64_t));
 }
 
 /* Of sample: two places in order, a logit, a weight and an index for every element. */
 static inline size_t
 ck_sample_scratch(size_t V)
 {
-    return V * (2 * sizeof(uint64_t) + 2 * sizeof(float) + sizeof(uint32_t));
+    return ck_selection_lines(V * (2 * sizeof(uint64_t) + 2 * sizeof(float) + sizeof(uint32_t)));
 }
 #endif
