@@ -227,9 +227,16 @@ post(const ck_job *job, size_t blocks, size_t team, char *scratch)
         syscall(SYS_futex, &pool.posted, FUTEX_WAKE_PRIVATE, CK_MAX_THREADS, NULL, NULL, 0);
 }
 
+/* Whether this is a child since.  Then the pool is no longer that of the job: a handler may have used it anew. */
+static bool
+forked_since(unsigned forks)
+{
+    return atomic_load(&pool.forks) != forks;
+}
+
 /* Claim until nothing is left; false when asked to stop, and then nobody claims any more. */
 static bool
-claim_as_caller(const ck_job *job, size_t blocks, size_t team, char *scratch)
+claim_as_caller(const ck_job *job, size_t blocks, size_t team, char *scratch, unsigned forks)
 {
     size_t own = 0;
     for (size_t i; (i = claim(&own, 0, blocks, team)) < blocks;) {
@@ -237,7 +244,7 @@ claim_as_caller(const ck_job *job, size_t blocks, size_t team, char *scratch)
         atomic_fetch_sub(&pool.left, 1);
         if (!asked_to_stop())
             continue;
-        for (size_t run = 0; run < team; run++) {
+        for (size_t run = 0; run < team && !forked_since(forks); run++) {
             const size_t claimed = atomic_exchange(&pool.run[run].next, CLOSED), end = run_begin(run + 1, blocks, team);
             atomic_fetch_sub(&pool.left, claimed < end ? end - claimed : 0);
         }
@@ -249,11 +256,14 @@ claim_as_caller(const ck_job *job, size_t blocks, size_t team, char *scratch)
 static ck_status
 run_in_pool(const ck_job *job, size_t blocks, size_t team, char *scratch)
 {
+    const unsigned forks = atomic_load(&pool.forks);
     start_workers(team);
     post(job, blocks, team, scratch);
-    const bool all = claim_as_caller(job, blocks, team, scratch);
-    for (unsigned turn = 1; atomic_load(&pool.left) != 0; turn++)
+    const bool all = claim_as_caller(job, blocks, team, scratch, forks);
+    for (unsigned turn = 1; !forked_since(forks) && atomic_load(&pool.left) != 0; turn++)
         spin(turn);
+    if (!forked_since(forks))
+        atomic_store(&pool.busy, false);
     return all ? CK_OK : CK_INTERRUPTED;
 }
 
@@ -281,9 +291,9 @@ ck_run(const ck_job *job)
         status = CK_OK;
     else if (scratch_size == 0 || (scratch = ck_take(scratch_size)) != NULL)
         status = share ? run_in_pool(job, blocks, team, scratch) : run_alone(job, blocks, scratch);
-    ck_give(scratch, scratch_size);
-    if (share)
+    else if (share)
         atomic_store(&pool.busy, false);
+    ck_give(scratch, scratch_size);
     return status;
 }
 
