@@ -1,5 +1,6 @@
 """The words of csrc/simd: the same bits on every instruction set, IEEE arithmetic, tails, and the bounds of math.h."""
 
+import math
 import re
 import subprocess
 
@@ -251,10 +252,92 @@ EDGES = {
 }
 
 
+EDGES |= {
+    "exp_short": [(-np.inf, 0), (-3e38, 0), (-104, 0), (-0.0, 1), (1e-45, 1), (89, np.inf), (np.inf, np.inf), (np.nan, np.nan)],
+    "sigmoid_short": [(-np.inf, 0), (-3e38, 0), (0.0, 0.5), (-0.0, 0.5), (3e38, 1), (np.inf, 1), (np.nan, np.nan)],
+    "tanh_short": [(0.0, 0.0), (-0.0, -0.0), (np.nan, np.nan)],
+    "sigmoid_slope_short": [(-np.inf, 0), (-3e38, 0), (0.0, 0.25), (3e38, 0), (np.inf, 0), (np.nan, np.nan)],
+    "tanh_slope_short": [(-np.inf, 0), (-3e38, 0), (0.0, 1), (3e38, 0), (np.inf, 0), (np.nan, np.nan)],
+}
+GATED = ("silu", "gelu", "gelu_tanh", "gelu_sigmoid")
+EDGES |= {
+    f"{name}_short": [
+        (-np.inf, np.nan),
+        (-3e38, -0.0),
+        (-110, -0.0),
+        (0.0, 0.0),
+        (-0.0, -0.0),
+        (40, 40),
+        (3e38, 3e38),
+        (np.inf, np.inf),
+        (np.nan, np.nan),
+    ]
+    for name in GATED
+}
+EDGES |= {
+    f"{name}_slope_short": [(-np.inf, np.nan), (-3e38, 0), (-110, 0), (40, 1), (3e38, 1), (np.inf, np.nan), (np.nan, np.nan)]
+    for name in GATED
+}
+
+
 @pytest.mark.parametrize("name", EDGES)
 def test_functions_at_their_edges(words, name):
     x, exact = np.array(EDGES[name], np.float32).T
-    assert same_bits(native.run_word(words, name, np.ascontiguousarray(x)), np.ascontiguousarray(exact))
+    got = native.run_word(words, name, np.ascontiguousarray(x))
+    if name.endswith("slope_short"):
+        got += np.float32(0)  # 0 of either sign
+    assert same_bits(got, np.ascontiguousarray(exact))
+
+
+EXACT = {
+    "exp": np.exp,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: 0.5 * x * np.vectorize(math.erfc)(-x * 0.5**0.5),
+    "gelu_tanh": lambda x: x / (1 + np.exp(-((8 / np.pi) ** 0.5) * (x + 0.044715 * x**3))),
+    "gelu_sigmoid": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "sigmoid_slope": lambda x: np.exp(-abs(x)) / (1 + np.exp(-abs(x))) ** 2,
+    "tanh_slope": lambda x: 4 * np.exp(-2 * abs(x)) / (1 + np.exp(-2 * abs(x))) ** 2,
+}
+
+
+def every_number(dtype):
+    """All finite numbers of 16 bits, as float32."""
+    numbers = np.arange(65536, dtype=np.uint16).view(dtype).astype(np.float32)
+    return numbers[np.isfinite(numbers)]
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_short_functions_hardly_show_in_16_bits(words, half, name):
+    """Less than 2^-7 ulp of the dtype, where rounding costs half of one."""
+    import ml_dtypes
+
+    dtype, bits, least = (np.float16, 10, -14) if half == "float16" else (ml_dtypes.bfloat16, 7, -126)
+    x = every_number(dtype)
+    with np.errstate(all="ignore"):
+        exact = EXACT[name](x.astype(np.float64))
+        got = native.run_word(words, f"{name}_short", x).astype(np.float64)
+    most = float(np.finfo(dtype).max) if half == "float16" else float(ml_dtypes.finfo(dtype).max)
+    shown = np.abs(exact) < most
+    if half == "bfloat16":  # where e^x overflows, 0 may be given for less than 2^-120
+        shown &= (np.abs(exact) > 2.0**-120) | (exact == 0)
+        assert np.abs(got[~shown & (np.abs(exact) <= 2.0**-120)]).max(initial=0) <= 2.0**-119
+    ulp = 2.0 ** (np.maximum(np.floor(np.log2(np.maximum(np.abs(exact[shown]), 1e-300))), least) - bits)
+    assert shown.sum() > 20000
+    assert (np.abs(got[shown] - exact[shown]) / ulp).max() < 2.0**-7
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_short_slopes_are_those_of_float32(words, name):
+    """Within 2^-17 of their size, which is about 1: where a slope is 0, its terms are a third."""
+    import ml_dtypes
+
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        x = every_number(dtype)
+        full, short = (native.run_word(words, f"{name}_slope{way}", x) for way in ("", "_short"))
+        assert np.abs(full.astype(np.float64) - short).max() <= 2.0**-17
 
 
 def test_exp_below_has_the_bits_of_exp(words, rng):
@@ -265,14 +348,15 @@ def test_exp_below_has_the_bits_of_exp(words, rng):
 def promised():
     """The bounds that csrc/simd/math.h states: {function: (with fma, without)}."""
     text = (native.ROOT / "csrc/simd/math.h").read_text().split("*/")[0]
-    return {m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"^ \*\s+(\w+)\s+(\d\.\d+)\s+(\d\.\d+)$", text, re.M)}
+    return {m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"^ \*\s+(\w+)\s+(\d+\.\d+)\s+(\d+\.\d+)$", text, re.M)}
 
 
 def test_functions_keep_their_bounds_on_a_sample_of_all_floats():
     sweep = native.link("words_sweep", [("tests/c/words_sweep.c", ["-O2"]), *native.word_units()])
     lines = subprocess.run([sweep, "0", "0xffffffff", "1637", *SETS], check=True, capture_output=True, text=True).stdout
     bounds, seen = promised(), 0
-    assert set(bounds) == set(EDGES)
+    assert set(bounds) == {name for name in EDGES if not name.endswith("slope_short")} | {"sigmoid_slope_short", "tanh_slope_short"}
+    assert all(max(bound) < 128 for bound in bounds.values())  # 2^-17 at most
     assert all(max(bounds[name]) < 1.5 for name in ("exp", "log", "sigmoid", "tanh", "erf"))
     for line in lines.splitlines():
         match line.split():

@@ -1,7 +1,7 @@
 #include "kernels/kernel.h"
 #include "ops/activation.h"
 #include "ops/elementwise.h"
-#include "simd/activation.h"
+#include "simd/short.h"
 
 /* Inlined, so that the call of the function they are given is none; `cap` is softcap's. */
 typedef v16 function(v16 x, v16 cap);
@@ -56,10 +56,10 @@ backward(const ck_array *dx_, const ck_array *dy_, const ck_array *x_, size_t C,
 
 #define PLAIN(name, value, slope) ACTIVATION(name, value, slope, v16_zero())
 PLAIN(relu, v16_relu(x), v16_relu_back(dy, x))
-PLAIN(silu, v16_silu(x), v16_mul(dy, v16_silu_slope(x)))
-PLAIN(gelu, v16_gelu(x), v16_mul(dy, v16_gelu_slope(x)))
-PLAIN(gelu_tanh, v16_gelu_tanh(x), v16_mul(dy, v16_gelu_tanh_slope(x)))
-PLAIN(gelu_sigmoid, v16_gelu_sigmoid(x), v16_mul(dy, v16_gelu_sigmoid_slope(x)))
-PLAIN(sigmoid, v16_sigmoid(x), v16_mul(dy, v16_sigmoid_slope(x)))
-PLAIN(tanh, v16_tanh(x), v16_mul(dy, v16_tanh_slope(x)))
-ACTIVATION(softcap, v16_softcap(x, cap), v16_mul(dy, v16_softcap_slope(x, cap)), v16_splat((float)a->cap))
+PLAIN(silu, v16_silu_elem(x), v16_mul(dy, v16_silu_slope_elem(x)))
+PLAIN(gelu, v16_gelu_elem(x), v16_mul(dy, v16_gelu_slope_elem(x)))
+PLAIN(gelu_tanh, v16_gelu_tanh_elem(x), v16_mul(dy, v16_gelu_tanh_slope_elem(x)))
+PLAIN(gelu_sigmoid, v16_gelu_sigmoid_elem(x), v16_mul(dy, v16_gelu_sigmoid_slope_elem(x)))
+PLAIN(sigmoid, v16_sigmoid_elem(x), v16_mul(dy, v16_sigmoid_slope_elem(x)))
+PLAIN(tanh, v16_tanh_elem(x), v16_mul(dy, v16_tanh_slope_elem(x)))
+ACTIVATION(softcap, v16_softcap_elem(x, cap), v16_mul(dy, v16_softcap_slope_elem(x, cap)), v16_splat((float)a->cap))

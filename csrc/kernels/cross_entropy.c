@@ -37,13 +37,13 @@ sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, do
     for (; v + 16 <= n; v += 16) {
         ck_prefetch(logits + v + CK_ROW_BLOCK);
         const v16 x = capped(v16_load(logits + v, 16), softcap, &slope);
-        sums = v16_add(sums, v16_exp(v16_sub(x, base)));
+        sums = v16_add(sums, v16_exp_elem(v16_sub(x, base)));
         if (smooth)
             alls = v16_add(alls, x);
     }
     if (v < n) {
         const v16 x = capped(v16_load(logits + v, n - v), softcap, &slope); /* 0 behind the end */
-        sums = v16_add(sums, v16_select(v16_first(n - v), v16_exp(v16_sub(x, base)), v16_zero()));
+        sums = v16_add(sums, v16_select(v16_first(n - v), v16_exp_elem(v16_sub(x, base)), v16_zero()));
         if (smooth)
             alls = v16_add(alls, x);
     }
@@ -145,7 +145,7 @@ dx_plain(const void *of, size_t v, size_t n)
 {
     const spread *s = of;
     ck_prefetch(s->logits + v + CK_ROW_BLOCK);
-    return v16_fma(v16_exp(v16_sub(v16_load(s->logits + v, n), s->peak)), s->scale, s->smooth);
+    return v16_fma(v16_exp_elem(v16_sub(v16_load(s->logits + v, n), s->peak)), s->scale, s->smooth);
 }
 
 CK_TEMPLATE v16
@@ -154,7 +154,7 @@ dx_capped(const void *of, size_t v, size_t n)
     const spread *s = of;
     v16 slope;
     const v16 x = capped(v16_load(s->logits + v, n), s->softcap, &slope);
-    const v16 dx = v16_fma(v16_exp(v16_sub(x, s->peak)), s->scale, s->smooth);
+    const v16 dx = v16_fma(v16_exp_elem(v16_sub(x, s->peak)), s->scale, s->smooth);
     return v16_mul(dx, v16_fma(v16_neg(slope), slope, v16_splat(1.0f)));
 }
 

@@ -1,7 +1,7 @@
 #include "kernels/kernel.h"
 #include "ops/glu.h"
 #include "ops/elementwise.h"
-#include "simd/activation.h"
+#include "simd/short.h"
 
 #define AT(array) ((elem *)ck_row(&(array), s.row) + s.column)
 
@@ -78,10 +78,10 @@ backward_streams(const struct ck_swiglu_bwd *a)
     }
 
 #define SMOOTH(function)                                                                    \
-    static inline v16 function##_both(v16 gate, v16 g, v16 *back)                           \
+    static inline v16 function##_elem_both(v16 gate, v16 g, v16 *back)                           \
     {                                                                                       \
         v16 slope;                                                                          \
-        const v16 y = v16_##function##_both(gate, &slope);                                  \
+        const v16 y = v16_##function##_elem_both(gate, &slope);                                  \
         *back = v16_mul(g, slope);                                                          \
         return y;                                                                           \
     }
@@ -97,8 +97,8 @@ SMOOTH(gelu)
 SMOOTH(gelu_tanh)
 SMOOTH(gelu_sigmoid)
 
-GATED_UNIT(swiglu, silu)
-GATED_UNIT(geglu, gelu)
-GATED_UNIT(geglu_tanh, gelu_tanh)
-GATED_UNIT(geglu_sigmoid, gelu_sigmoid)
+GATED_UNIT(swiglu, silu_elem)
+GATED_UNIT(geglu, gelu_elem)
+GATED_UNIT(geglu_tanh, gelu_tanh_elem)
+GATED_UNIT(geglu_sigmoid, gelu_sigmoid_elem)
 GATED_UNIT(reglu, relu)

@@ -52,13 +52,13 @@ exponentials(float *keep, const elem *x, size_t n, v16 scale, v16 base, const el
         size_t c = begin;
         for (; c + 16 <= end; c += 16) {
             ck_prefetch(next + c);
-            const v16 e = v16_exp_below(v16_sub(v16_mul(v16_load(x + c, 16), scale), base));
+            const v16 e = v16_exp_elem(v16_sub(v16_mul(v16_load(x + c, 16), scale), base));
             sums = v16_add(sums, e);
             if (keep != NULL)
                 v16_store_f32(keep + c, e, 16);
         }
         if (c < end) {
-            const v16 e = v16_exp_below(v16_sub(scaled(x + c, end - c, scale), base));
+            const v16 e = v16_exp_elem(v16_sub(scaled(x + c, end - c, scale), base));
             sums = v16_add(sums, e);
             if (keep != NULL)
                 v16_store_f32(keep + c, e, end - c);

@@ -58,7 +58,7 @@ masked_exponentials(float *row, size_t n, v16 base)
         const size_t end = block_end(begin, n);
         v16 sums = v16_zero();
         for (size_t c = begin; c < end; c += 16) {
-            const v16 e = v16_exp_below(v16_sub(v16_load_or_f32(row + c, end - c, -INFINITY), base));
+            const v16 e = v16_exp_elem(v16_sub(v16_load_or_f32(row + c, end - c, -INFINITY), base));
             sums = v16_add(sums, e);
             v16_store_f32(row + c, e, end - c);
         }
@@ -90,7 +90,7 @@ CK_TEMPLATE v16
 exp_times(const void *of, size_t c, size_t n)
 {
     const exponential *e = of;
-    return v16_mul(v16_exp_below(v16_sub(v16_mul(v16_load(e->x + c, n), e->scale), e->base)), e->by);
+    return v16_mul(v16_exp_elem(v16_sub(v16_mul(v16_load(e->x + c, n), e->scale), e->base)), e->by);
 }
 
 static inline void

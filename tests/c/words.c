@@ -1,6 +1,6 @@
 #include "words.h"
 
-#include "simd/activation.h"
+#include "simd/short.h"
 #include "simd/words.h"
 
 #include <string.h>
@@ -53,7 +53,20 @@
     _(sigmoid_slope, v16_sigmoid_slope(X))                           \
     _(tanh_slope, v16_tanh_slope(X))                                 \
     _(softcap, v16_softcap(X, Y))                                    \
-    _(softcap_slope, v16_softcap_slope(X, Y))
+    _(softcap_slope, v16_softcap_slope(X, Y))                        \
+    _(exp_short, v16_exp_short(X))                                   \
+    _(sigmoid_short, v16_sigmoid_short(X))                           \
+    _(sigmoid_slope_short, v16_sigmoid_slope_short(X))               \
+    _(tanh_short, v16_tanh_short(X))                                 \
+    _(tanh_slope_short, v16_tanh_slope_short(X))                     \
+    _(silu_short, v16_silu_short(X))                                 \
+    _(silu_slope_short, v16_silu_slope_short(X))                     \
+    _(gelu_short, v16_gelu_short(X))                                 \
+    _(gelu_slope_short, v16_gelu_slope_short(X))                     \
+    _(gelu_tanh_short, v16_gelu_tanh_short(X))                       \
+    _(gelu_tanh_slope_short, v16_gelu_tanh_slope_short(X))           \
+    _(gelu_sigmoid_short, v16_gelu_sigmoid_short(X))                 \
+    _(gelu_sigmoid_slope_short, v16_gelu_sigmoid_slope_short(X))
 
 #define X v16_load_f32(x + c, left)
 #define Y v16_load_f32(y + c, left)
