@@ -320,6 +320,63 @@ def test_a_nan_square_stays_with_amsgrad(isa):
     assert np.isnan(optimizer.state[0]["max_exp_avg_sq"]).tolist() == [True, False]
 
 
+def test_adamw_takes_a_number_of_numpy_as_gradient(isa, dtype):
+    """Sums of gradients come as scalars."""
+    ours, twin, grad = np.ones((), dtype), np.ones((), dtype), np.full((), 0.5, dtype)
+    AdamW({"w": ours}, lr=0.1).step({"w": grad[()]})
+    AdamW({"w": twin}, lr=0.1).step({"w": grad})
+    assert isinstance(grad[()], np.generic) and ours.tobytes() == twin.tobytes() and ours != 1
+
+
+class Lends:
+    """A gradient whose memory cannot be had, for a reason of its own."""
+
+    shape = (2, 8)
+
+    def __init__(self, error):
+        self.error = error
+
+    def __dlpack_device__(self):
+        raise self.error
+
+    __dlpack__ = __dlpack_device__
+
+
+def test_what_interrupts_a_gradient_is_raised_as_it_is():
+    p = np.ones((2, 8), "f4")
+    for error in (KeyboardInterrupt("now"), SystemExit(3)):
+        with pytest.raises(type(error)) as raised:
+            AdamW({"w": p}).step({"w": Lends(error)})
+        assert raised.value is error
+    with pytest.raises(TypeError, match=r"AdamW.step\(\): 'grads'\['w'\] does not lend its memory: not today"):
+        AdamW({"w": p}).step({"w": Lends(BufferError("not today"))})
+    assert (p == 1).all()
+
+
+def test_a_number_that_raises_is_quoted():
+    class Raises:
+        def __float__(self):
+            raise ValueError("no number today")
+
+    optimizer = AdamW([np.ones(3, "f4")])
+    optimizer.param_groups[0]["lr"] = Raises()
+    with pytest.raises(ValueError, match=r"AdamW.step\(\): no number today"):
+        optimizer.step([np.ones(3, "f4")])
+
+
+@pytest.mark.parametrize("op", ["adamw_step", "sgd_step"])
+def test_what_is_zeroed_has_the_types_of_the_gradients(op, rng):
+    """A kernel asks the gradient alone how wide both are."""
+    import declared
+
+    args = declared.arguments(op, rng, dtype=np.float16, weights=np.float32)
+    names = [p.name for p in declared.parameters(op)]
+    zeroed, grads = names.index("zeroed"), names.index("grads")
+    args[zeroed] = [args[grads][0].astype("f2")]
+    with pytest.raises(TypeError, match=r"step\(\): 'zeroed' must be 'grads', or of their dtypes"):
+        getattr(ck._ck, op)(*args)
+
+
 def test_adamw_of_nothing(isa, dtype):
     empty = np.ones((0, 5), dtype)
     assert AdamW([empty]).step([empty.copy()], max_norm=1.0) == 0.0
@@ -350,6 +407,9 @@ REFUSALS = [
     (ValueError, r"AdamW\(\): 'params' holds the same array twice", lambda: AdamW([P, P])),
     (ValueError, r"AdamW\(\): 'params'\['a'\] is written and overlaps 'params'\['b'\]",
      lambda: AdamW({"a": P, "b": P[:1]})),
+    (TypeError, r"AdamW\(\): 'params'\['w'\] must be an array, not float32", lambda: AdamW({"w": np.float32(1)})),
+    (TypeError, r"AdamW.step\(\): 'grads'\['w'\] must be an array to be zeroed, not float32",
+     lambda: AdamW({"w": np.ones((), "f4")}).step({"w": np.float32(1)}, zero_grads=True)),
     (ValueError, r"AdamW\(\): a group of 'params' has no 'params'", lambda: AdamW([{"lr": 1}])),
     (ValueError, r"AdamW\(\): a group of 'params' has 'momentum', which is no option",
      lambda: AdamW([{"params": [P], "momentum": 1}])),

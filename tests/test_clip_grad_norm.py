@@ -80,6 +80,14 @@ def test_clip_of_what_is_not_finite_is_torch_s(isa):
         np.testing.assert_array_equal(g, t.grad.numpy())
 
 
+def test_a_float32_max_norm_is_a_number_as_any(isa):
+    """A norm may be beyond float32, whatever the kind of the number beside it."""
+    for size in (0.3, 3e38):
+        one, two = np.full(1000, size, "f4"), np.full(1000, size, "f4")
+        assert clip_grad_norm([one], np.float32(0.75)) == clip_grad_norm([two], 0.75)
+        assert one.tobytes() == two.tobytes() and (one != 0).all()
+
+
 def test_clip_touches_nothing_beside(isa, dtype, rng):
     rows, tail = spaced(normal(rng, (6, 33), dtype)), guarded(np.ones(33, dtype))
     clip_grad_norm([rows, tail], 0.1)
@@ -104,6 +112,8 @@ REFUSALS = [
      lambda: clip_grad_norm({"v": P, "w": P[1:]}, 1.0)),
     (ValueError, r"clip_grad_norm\(\): 'grads'\[0\] must be contiguous along its last axis",
      lambda: clip_grad_norm([P[:, ::2], P + 1], 1.0)),
+    (TypeError, r"clip_grad_norm\(\): 'grads'\['w'\] must be an array, not float32",
+     lambda: clip_grad_norm({"w": np.float32(1)}, 1.0)),
     (TypeError, r"clip_grad_norm\(\): 'max_norm' must be a number, not str", lambda: clip_grad_norm([P], "1")),
     (ValueError, r"clip_grad_norm\(\): 'max_norm' must be at least 0, not -1", lambda: clip_grad_norm([P], -1)),
     (ValueError, r"clip_grad_norm\(\): 'max_norm' must be at least 0, not nan", lambda: clip_grad_norm([P], math.nan)),

@@ -11,6 +11,8 @@ name_member(const ck_call *call, int i, size_t j)
     PyObject *kind, *value, *trace;
     char known[80], named[120];
 
+    if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError))
+        return -1; /* a KeyboardInterrupt, say, or what else an object's own methods raise */
     PyErr_Fetch(&kind, &value, &trace);
     PyErr_NormalizeException(&kind, &value, &trace);
     snprintf(known, sizeof known, "'%s'", call->op->params[i].name);

@@ -12,6 +12,8 @@ CK_RUN(adamw_step)
     for (size_t j = 0; j < a->N; j++)
         if (!(a->step[j] >= 1))
             return ck_refuse(CK_BAD_VALUE, "'step' is %g for tensor %zu: the first is 1", a->step[j], j);
+    if (!ck_same_types(a->zeroed, a->grads, a->N))
+        return ck_refuse(CK_BAD_TYPE, "'zeroed' must be 'grads', or of their dtypes");
     if (a->check)
         return CK_OK;
     const ck_array *const lists[] = {a->params, a->exp_avg, a->exp_avg_sq, a->max_exp_avg_sq, a->zeroed, a->grads};

@@ -9,6 +9,8 @@ CK_RUN(sgd_step)
     struct ck_sgd_step run = *a;
     if (a->momentum != 0 && a->momentum_buffer == NULL)
         return ck_refuse(CK_BAD_VALUE, "'momentum_buffer' is missing: momentum is %g", a->momentum);
+    if (!ck_same_types(a->zeroed, a->grads, a->N))
+        return ck_refuse(CK_BAD_TYPE, "'zeroed' must be 'grads', or of their dtypes");
     if (a->check)
         return CK_OK;
     const ck_array *const lists[] = {a->params, a->momentum_buffer, a->zeroed, a->grads};

@@ -61,6 +61,16 @@ ck_piece_of(const ck_array *list, ck_piece p)
     return list != NULL ? (char *)ck_row(&list[p.tensor], p.row) + p.column * list[p.tensor].width : NULL;
 }
 
+/* Whether the members of two lists have the same type, pair by pair: for `either`, of which a kernel asks one alone. */
+static inline bool
+ck_same_types(const ck_array *x, const ck_array *y, size_t N)
+{
+    for (size_t j = 0; x != NULL && y != NULL && j < N; j++)
+        if (x[j].width != y[j].width)
+            return false;
+    return true;
+}
+
 /*
  * What an op needs to walk its lists, in one block: `start` of N + 1 items, R and C where a tensor whose arrays all lie
  * flat has become one row, and `extra` doubles for the op itself.

@@ -4,7 +4,7 @@ import math
 import numpy as np
 
 from ckernels import _ck
-from ckernels.optim.lists import batches, call, dtype_of, number, rows
+from ckernels.optim.lists import batches, call, dtype_of, is_array, number, rows
 
 __all__ = ["clip_grad_norm"]
 
@@ -19,7 +19,7 @@ def norm_of(where, keys, grads):
 
 def clip_factor(norm, max_norm):
     """Return what gradients are multiplied by: ``max_norm / (norm + 1e-6)``, at most 1; a NaN stays."""
-    factor = max_norm / (norm + 1e-6)
+    factor = float(max_norm) / (norm + 1e-6)
     return 1.0 if factor > 1 else factor
 
 
@@ -72,7 +72,7 @@ def clip_grad_norm(grads, max_norm, *, error_if_nonfinite=False):
     keyed = [(key, grad) for key, grad in (grads.items() if hasattr(grads, "keys") else enumerate(grads))
              if grad is not None]
     for key, grad in keyed:
-        if not hasattr(grad, "shape"):
+        if not is_array(grad):
             raise TypeError(f"{where}: 'grads'[{key!r}] must be an array, not {type(grad).__name__}")
     keys, arrays = [key for key, _ in keyed], [rows(grad) for _, grad in keyed]
     split = [some for _, some in batches(range(len(keys)), [dtype_of(array) for array in arrays])]

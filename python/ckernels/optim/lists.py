@@ -53,6 +53,11 @@ def dtype_of(array):
     return _name(getattr(array, "dtype", None))
 
 
+def is_array(value):
+    """Whether it is an array with memory of its own: NumPy's scalars are none, though they have a shape."""
+    return hasattr(value, "shape") and not isinstance(value, np.generic)
+
+
 def rows(array):
     """Return the array, with an axis if it has none: an op wants one."""
     return array if array.shape else array.reshape(1)
@@ -69,4 +74,6 @@ def call(where, keys, names, op, *args):
     try:
         return op(*args)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {_MEMBER.sub(name, str(error).partition(': ')[2])}") from None
+        text = str(error)
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}: {_MEMBER.sub(name, text.partition('(): ')[2] or text)}") from None

@@ -7,7 +7,7 @@ import numpy as np
 
 from ckernels import _ck
 from ckernels.optim.clip_grad_norm import clip_factor, norm_of
-from ckernels.optim.lists import batches, call, dtype_of, matched, number, rows
+from ckernels.optim.lists import batches, call, dtype_of, is_array, matched, number, rows
 from ckernels.runtime import empty
 
 __all__ = ["Optimizer"]
@@ -82,7 +82,7 @@ class Optimizer:
             self.param_groups.append(whole)
             group_of += [len(self.param_groups) - 1] * len(own)
         for key, param in keyed:
-            if not hasattr(param, "shape"):
+            if not is_array(param):
                 raise TypeError(f"{where}: 'params'[{key!r}] must be an array, not {type(param).__name__}")
         self._shapes = [tuple(param.shape) for param in self._params]
         self._rows = [rows(param) for param in self._params]
@@ -169,6 +169,9 @@ class Optimizer:
         if max_norm is not None:
             number(where, "max_norm", max_norm, 0)
         grads = self._fitting(where, grads)
+        for key, grad in zip(self._keys, grads, strict=True) if zero_grads else ():
+            if grad is not None and not is_array(grad):
+                raise TypeError(f"{where}: 'grads'[{key!r}] must be an array to be zeroed, not {type(grad).__name__}")
         todo, norm, scale = self._todo(grads), None, 1.0
         for batch in todo if len(todo) > 1 else ():  # all of them, before one is updated
             self._update(where, batch, scale, zero_grads, check=True)
