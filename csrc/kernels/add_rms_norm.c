@@ -10,7 +10,7 @@ typedef struct {
 } forward_row;
 
 /* The sum as h holds it: rounded. */
-ALWAYS v16
+CK_TEMPLATE v16
 sum_of(const forward_row *row, size_t c, size_t n)
 {
     const v16 sum = v16_add(v16_load(row->residual + c, n), v16_load(row->x + c, n));
@@ -21,7 +21,7 @@ sum_of(const forward_row *row, size_t c, size_t n)
     return v16_load(rounded, 16);
 }
 
-ALWAYS norm_lanes
+CK_TEMPLATE norm_lanes
 add_square(const void *of, size_t c, size_t n, norm_lanes sum)
 {
     const v16 h = sum_of(of, c, n);
@@ -30,13 +30,13 @@ add_square(const void *of, size_t c, size_t n, norm_lanes sum)
 }
 
 /* y, and h on the way: made a second time, since that is nearer than reading what was written. */
-ALWAYS v16
+CK_TEMPLATE v16
 normed(const void *of, size_t c, size_t n)
 {
     const forward_row *row = of;
     const v16 h = sum_of(row, c, n);
-    ck_prefetch(row->next_x + c);
-    ck_prefetch(row->next_residual + c);
+    norm_fetch(row->next_x + c);
+    norm_fetch(row->next_residual + c);
     if (row->stream_h)
         v16_stream(row->h + c, h, n);
     else
@@ -51,8 +51,8 @@ CK_KERNEL(add_rms_norm_fwd)
     const bool stream_h = norm_streams(&a->h, &a->x, 4, a->R, C) && norm_streams(&a->h, &a->residual, 4, a->R, C);
 
     for (size_t r = task.begin; r < task.end; r++) {
-        forward_row row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, task.end, C),
-                           .residual = ck_row(&a->residual, r), .next_residual = norm_next(&a->residual, r, task.end, C),
+        forward_row row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, a->R, C),
+                           .residual = ck_row(&a->residual, r), .next_residual = norm_next(&a->residual, r, a->R, C),
                            .h = ck_row(&a->h, r), .stream_h = stream_h, .weight = a->weight.data};
         const float rstd = (float)(1 / sqrt(norm_sum(add_square, &row, C).a / (double)C + a->eps));
         if (a->rstd != NULL)
@@ -73,7 +73,7 @@ typedef struct {
     bool first;
 } backward_row;
 
-ALWAYS norm_lanes
+CK_TEMPLATE norm_lanes
 add_product(const void *of, size_t c, size_t n, norm_lanes sum)
 {
     const backward_row *row = of;
@@ -82,16 +82,16 @@ add_product(const void *of, size_t c, size_t n, norm_lanes sum)
     return sum;
 }
 
-ALWAYS v16
+CK_TEMPLATE v16
 gradient(const void *of, size_t c, size_t n)
 {
     const backward_row *row = of;
     const v16 h = v16_load(row->h + c, n), dy = v16_load(row->dy + c, n), dh = v16_load(row->dh + c, n);
     const v16 g = v16_mul(dy, v16_load_f32(row->weight + c, n));
     const v16 sum = v16_add(dh, v16_mul(row->scale, v16_fma(h, row->pull, g)));
-    ck_prefetch(row->next_h + c);
-    ck_prefetch(row->next_dy + c);
-    ck_prefetch(row->next_dh + c);
+    norm_fetch(row->next_h + c);
+    norm_fetch(row->next_dy + c);
+    norm_fetch(row->next_dh + c);
     if (row->dweight != NULL)
         norm_add_to(row->dweight + c, row->first, dy, v16_mul(h, row->scale), n);
     if (row->dresidual != NULL)
@@ -106,9 +106,9 @@ CK_KERNEL(add_rms_norm_bwd)
     const bool stream = norm_streams(&a->dx, &a->dy, 4, a->R, C) && a->dx.data != a->dh.data;
 
     for (size_t r = task.begin; r < task.end; r++) {
-        backward_row row = {.h = ck_row(&a->h, r), .next_h = norm_next(&a->h, r, task.end, C),
-                            .dy = ck_row(&a->dy, r), .next_dy = norm_next(&a->dy, r, task.end, C),
-                            .dh = ck_row(&a->dh, r), .next_dh = norm_next(&a->dh, r, task.end, C),
+        backward_row row = {.h = ck_row(&a->h, r), .next_h = norm_next(&a->h, r, a->R, C),
+                            .dy = ck_row(&a->dy, r), .next_dy = norm_next(&a->dy, r, a->R, C),
+                            .dh = ck_row(&a->dh, r), .next_dh = norm_next(&a->dh, r, a->R, C),
                             .weight = a->weight.data, .scale = v16_splat(a->rstd[r]),
                             .first = r % CK_ADD_RMS_NORM_ROWS == 0};
         if (a->dweight.data != NULL)

@@ -7,7 +7,7 @@ typedef struct {
     v16 mean, scale, rest; /* rest: what the mean lacks, times scale */
 } forward_row;
 
-ALWAYS norm_lanes
+CK_TEMPLATE norm_lanes
 add_x(const void *of, size_t c, size_t n, norm_lanes sum)
 {
     sum.a = v16_add(sum.a, v16_load(((const forward_row *)of)->x + c, n));
@@ -15,14 +15,14 @@ add_x(const void *of, size_t c, size_t n, norm_lanes sum)
 }
 
 /* x - mean, and 0 behind the n elements that are left */
-ALWAYS v16
+CK_TEMPLATE v16
 distance(const elem *x, v16 mean, size_t n)
 {
     const v16 d = v16_sub(v16_load(x, n), mean);
     return n >= 16 ? d : v16_select(v16_first(n), d, v16_zero());
 }
 
-ALWAYS norm_lanes
+CK_TEMPLATE norm_lanes
 add_distance(const void *of, size_t c, size_t n, norm_lanes sum)
 {
     const forward_row *row = of;
@@ -33,7 +33,7 @@ add_distance(const void *of, size_t c, size_t n, norm_lanes sum)
 }
 
 /* The mean of a row, and the sum of squares of its distances, block by block while the block is in the cache. */
-ALWAYS double
+CK_TEMPLATE double
 mean_of(forward_row row, size_t C, double *squares)
 {
     double mean = 0, sum = 0;
@@ -58,31 +58,31 @@ mean_of(forward_row row, size_t C, double *squares)
 }
 
 /* Inlined with `weighted` and `biased` known. */
-ALWAYS v16
+CK_TEMPLATE v16
 result(const forward_row *row, size_t c, size_t n, bool weighted, bool biased)
 {
     const v16 shifted = v16_sub(v16_load(row->x + c, n), row->mean);
     const v16 normed = v16_fma(shifted, row->scale, row->rest);
-    ck_prefetch(row->next + c);
+    norm_fetch(row->next + c);
     if (weighted && biased)
         return v16_fma(normed, v16_load_f32(row->weight + c, n), v16_load_f32(row->bias + c, n));
     if (weighted)
         return v16_mul(normed, v16_load_f32(row->weight + c, n));
     return biased ? v16_add(normed, v16_load_f32(row->bias + c, n)) : normed;
 }
-ALWAYS v16 plain(const void *of, size_t c, size_t n) { return result(of, c, n, false, false); }
-ALWAYS v16 with_weight(const void *of, size_t c, size_t n) { return result(of, c, n, true, false); }
-ALWAYS v16 with_bias(const void *of, size_t c, size_t n) { return result(of, c, n, false, true); }
-ALWAYS v16 with_both(const void *of, size_t c, size_t n) { return result(of, c, n, true, true); }
+CK_TEMPLATE v16 plain(const void *of, size_t c, size_t n) { return result(of, c, n, false, false); }
+CK_TEMPLATE v16 with_weight(const void *of, size_t c, size_t n) { return result(of, c, n, true, false); }
+CK_TEMPLATE v16 with_bias(const void *of, size_t c, size_t n) { return result(of, c, n, false, true); }
+CK_TEMPLATE v16 with_both(const void *of, size_t c, size_t n) { return result(of, c, n, true, true); }
 
-ALWAYS void
+CK_TEMPLATE void
 forward(const struct ck_layer_norm_fwd *a, ck_task task, norm_value *value)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->y, &a->x, 2, a->R, C);
 
     for (size_t r = task.begin; r < task.end; r++) {
-        forward_row row = {.x = ck_row(&a->x, r), .next = norm_next(&a->x, r, task.end, C),
+        forward_row row = {.x = ck_row(&a->x, r), .next = norm_next(&a->x, r, a->R, C),
                            .weight = a->weight.data, .bias = a->bias.data};
         double squares;
         const double mean = mean_of(row, C, &squares);
@@ -120,7 +120,7 @@ typedef struct {
     bool first;
 } backward_row;
 
-ALWAYS v16
+CK_TEMPLATE v16
 pulled(const backward_row *row, size_t c, size_t n, bool weighted)
 {
     const v16 dy = v16_load(row->dy + c, n);
@@ -128,7 +128,7 @@ pulled(const backward_row *row, size_t c, size_t n, bool weighted)
 }
 
 /* g, g * distance, and the distances, which tell what the mean lacks */
-ALWAYS norm_lanes
+CK_TEMPLATE norm_lanes
 add_products(const backward_row *row, size_t c, size_t n, norm_lanes sum, bool weighted)
 {
     const v16 g = pulled(row, c, n, weighted), d = distance(row->x + c, row->mean, n);
@@ -137,26 +137,26 @@ add_products(const backward_row *row, size_t c, size_t n, norm_lanes sum, bool w
     sum.c = v16_add(sum.c, d);
     return sum;
 }
-ALWAYS norm_lanes add_plain(const void *of, size_t c, size_t n, norm_lanes s) { return add_products(of, c, n, s, false); }
-ALWAYS norm_lanes add_weighted(const void *of, size_t c, size_t n, norm_lanes s) { return add_products(of, c, n, s, true); }
+CK_TEMPLATE norm_lanes add_plain(const void *of, size_t c, size_t n, norm_lanes s) { return add_products(of, c, n, s, false); }
+CK_TEMPLATE norm_lanes add_weighted(const void *of, size_t c, size_t n, norm_lanes s) { return add_products(of, c, n, s, true); }
 
-ALWAYS v16
+CK_TEMPLATE v16
 gradient(const backward_row *row, size_t c, size_t n, bool weighted)
 {
     const v16 dy = v16_load(row->dy + c, n), d = v16_sub(v16_load(row->x + c, n), row->mean);
     const v16 g = weighted ? v16_mul(dy, v16_load_f32(row->weight + c, n)) : dy;
-    ck_prefetch(row->next_x + c);
-    ck_prefetch(row->next_dy + c);
+    norm_fetch(row->next_x + c);
+    norm_fetch(row->next_dy + c);
     if (row->dweight != NULL)
         norm_add_to(row->dweight + c, row->first, dy, v16_fma(d, row->scale, row->rest), n);
     if (row->dbias != NULL)
         norm_add_to(row->dbias + c, row->first, dy, v16_splat(1.0f), n);
     return v16_mul(row->scale, v16_fma(d, row->pull, v16_sub(g, row->about)));
 }
-ALWAYS v16 gradient_plain(const void *of, size_t c, size_t n) { return gradient(of, c, n, false); }
-ALWAYS v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }
+CK_TEMPLATE v16 gradient_plain(const void *of, size_t c, size_t n) { return gradient(of, c, n, false); }
+CK_TEMPLATE v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }
 
-ALWAYS void
+CK_TEMPLATE void
 backward(const struct ck_layer_norm_bwd *a, ck_task task, norm_term *term, norm_value *value)
 {
     const size_t C = a->C, blocks = a->R / CK_LAYER_NORM_ROWS + (a->R % CK_LAYER_NORM_ROWS != 0);
@@ -165,7 +165,7 @@ backward(const struct ck_layer_norm_bwd *a, ck_task task, norm_term *term, norm_
     for (size_t r = task.begin; r < task.end; r++) {
         float *part = task.work != NULL ? (float *)task.work + (r - task.begin) / CK_LAYER_NORM_ROWS * C : NULL;
         backward_row row = {.x = ck_row(&a->x, r), .dy = ck_row(&a->dy, r), .weight = a->weight.data,
-                            .next_x = norm_next(&a->x, r, task.end, C), .next_dy = norm_next(&a->dy, r, task.end, C),
+                            .next_x = norm_next(&a->x, r, a->R, C), .next_dy = norm_next(&a->dy, r, a->R, C),
                             .dweight = a->dweight.data != NULL ? part : NULL, .first = r % CK_LAYER_NORM_ROWS == 0,
                             .mean = v16_splat(a->mean[r]), .scale = v16_splat(a->rstd[r])};
         if (a->dbias.data != NULL)

@@ -12,12 +12,9 @@
 
 #include <math.h>
 
-#define ALWAYS static inline __attribute__((always_inline))
-
 enum {
     NORM_BLOCK = 4096,
-    NORM_STREAM = 32 << 20, /* bytes of a call's arrays that no cache keeps: its output goes past them */
-    NORM_AHEAD = 1 << 18,   /* bytes of a row that is fetched while the one before it is written: both fit the cache */
+    NORM_AHEAD = 1 << 18, /* bytes of a row that is fetched while the one before it is written: both fit the cache */
 };
 
 /* Up to three sums that run beside one another. */
@@ -28,7 +25,7 @@ typedef struct { double a, b, c; } norm_sums;
 typedef norm_lanes norm_term(const void *of, size_t c, size_t n, norm_lanes sum);
 
 /* The sums over elements from..to-1: at most a block.  With `term` a constant, all of it is inlined. */
-ALWAYS norm_sums
+CK_TEMPLATE norm_sums
 norm_sum_block(norm_term *term, const void *of, size_t from, size_t to)
 {
     norm_lanes lo = {v16_zero(), v16_zero(), v16_zero()}, hi = lo;
@@ -44,10 +41,10 @@ norm_sum_block(norm_term *term, const void *of, size_t from, size_t to)
     return (norm_sums){v16_sum(v16_add(lo.a, hi.a)), v16_sum(v16_add(lo.b, hi.b)), v16_sum(v16_add(lo.c, hi.c))};
 }
 
-ALWAYS size_t norm_block_end(size_t from, size_t C) { return C - from < NORM_BLOCK ? C : from + NORM_BLOCK; }
+CK_TEMPLATE size_t norm_block_end(size_t from, size_t C) { return C - from < NORM_BLOCK ? C : from + NORM_BLOCK; }
 
 /* The sums over a row. */
-ALWAYS norm_sums
+CK_TEMPLATE norm_sums
 norm_sum(norm_term *term, const void *of, size_t C)
 {
     norm_sums sum = {0, 0, 0};
@@ -59,7 +56,7 @@ norm_sum(norm_term *term, const void *of, size_t C)
 }
 
 /* A term: squares of the row at `of`. */
-ALWAYS norm_lanes
+CK_TEMPLATE norm_lanes
 norm_square(const void *of, size_t c, size_t n, norm_lanes sum)
 {
     const v16 x = v16_load((const elem *)of + c, n);
@@ -70,39 +67,32 @@ norm_square(const void *of, size_t c, size_t n, norm_lanes sum)
 /* Element c..c+15 of a result. */
 typedef v16 norm_value(const void *of, size_t c, size_t n);
 
-/* y[c] = value(c) along a row.  To stream, whole vectors start where y is aligned; what they hold is the same. */
-ALWAYS void
+/* y[c] = value(c) along a row.  Where whole vectors begin depends on y, what they hold does not. */
+CK_TEMPLATE void
 norm_write(elem *y, size_t C, bool stream, norm_value *value, const void *of)
 {
-    size_t c = 0;
-    if (stream) {
-        const size_t head = (-(uintptr_t)y % (16 * sizeof *y)) / sizeof *y;
-        c = head < C ? head : C;
-        if (c != 0)
-            v16_store(y, value(of, 0, c), c);
-        for (; c + 16 <= C; c += 16)
-            v16_stream(y + c, value(of, c, 16), 16);
-    }
+    if (stream)
+        CK_WALK(c, n, y, C, true, { v16_put(y + c, value(of, c, n), n, true); });
     else
-        for (; c + 16 <= C; c += 16)
-            v16_store(y + c, value(of, c, 16), 16);
-    if (c < C)
-        v16_store(y + c, value(of, c, C - c), C - c);
+        CK_WALK(c, n, y, C, false, { v16_put(y + c, value(of, c, n), n, false); });
 }
 
 /* Whether to write y past the caches: not where it is x, whose lines are there, or where `arrays` of [R,C] fit. */
 static inline bool
 norm_streams(const ck_array *y, const ck_array *x, size_t arrays, size_t R, size_t C)
 {
-    return y->data != x->data && arrays * R * C * sizeof(elem) > NORM_STREAM;
+    return y->data != x->data && ck_streams(arrays * R * C * sizeof(elem));
 }
 
-/* The row to fetch while row r is written: the next of the task, or the row itself, which is there. */
+/* The row of x to fetch while row r of R is written: the next, which is mostly this thread's too, or r, which is there. */
 static inline const elem *
-norm_next(const ck_array *x, size_t r, size_t end, size_t C)
+norm_next(const ck_array *x, size_t r, size_t R, size_t C)
 {
-    return ck_row(x, r + 1 < end && C * sizeof(elem) <= NORM_AHEAD ? r + 1 : r);
+    return ck_row(x, r + 1 < R && C * sizeof(elem) <= NORM_AHEAD ? r + 1 : r);
 }
+
+/* Into the second cache: the first one has no room for the row that is written and the next. */
+static inline void norm_fetch(const elem *p) { __builtin_prefetch(p, 0, 2); }
 
 /* A share of a weight's gradient: of the first row of a block, or on top of what is there. */
 static inline void

@@ -9,18 +9,18 @@ typedef struct { const elem *x; const float *weight; v16 scale; } source;
 typedef v16 reader(const source *of, size_t c, size_t n);
 typedef void writer(void *to, size_t c, v16 x, size_t n);
 
-ALWAYS v16
+CK_TEMPLATE v16
 normed(const source *of, size_t c, size_t n)
 {
     return v16_mul(v16_mul(v16_load(of->x + c, n), of->scale), v16_load_f32(of->weight + c, n));
 }
-ALWAYS v16 as_it_is(const source *of, size_t c, size_t n) { return v16_load(of->x + c, n); }
-ALWAYS void to_dtype(void *to, size_t c, v16 x, size_t n) { v16_store((elem *)to + c, x, n); }
-ALWAYS void past_caches(void *to, size_t c, v16 x, size_t n) { v16_stream((elem *)to + c, x, n); }
-ALWAYS void to_float(void *to, size_t c, v16 x, size_t n) { v16_store_f32((float *)to + c, x, n); }
+CK_TEMPLATE v16 as_it_is(const source *of, size_t c, size_t n) { return v16_load(of->x + c, n); }
+CK_TEMPLATE void to_dtype(void *to, size_t c, v16 x, size_t n) { v16_store((elem *)to + c, x, n); }
+CK_TEMPLATE void past_caches(void *to, size_t c, v16 x, size_t n) { v16_stream((elem *)to + c, x, n); }
+CK_TEMPLATE void to_float(void *to, size_t c, v16 x, size_t n) { v16_store_f32((float *)to + c, x, n); }
 
 /* The pairs k..k+15 of which n are left: their halves, or 32 channels that alternate. */
-ALWAYS void
+CK_TEMPLATE void
 turn_some(const turn *by, const source *of, reader *read, void *to, writer *write, size_t k, size_t n, bool pairs)
 {
     const size_t K = by->K, second = n > 8 ? 2 * n - 16 : 0; /* pairs: elements behind the first 16 */
@@ -34,7 +34,7 @@ turn_some(const turn *by, const source *of, reader *read, void *to, writer *writ
         write(to, pairs ? 2 * k + 16 : K + k, pairs ? v16_zip_hi(new_lo, new_hi) : new_hi, pairs ? second : n);
 }
 
-ALWAYS void
+CK_TEMPLATE void
 turn_all(const turn *by, const source *of, reader *read, void *to, writer *write, bool pairs)
 {
     size_t k = 0;
@@ -45,7 +45,7 @@ turn_all(const turn *by, const source *of, reader *read, void *to, writer *write
 }
 
 /* A row; from channel 2K on it is only read and written. */
-ALWAYS void
+CK_TEMPLATE void
 turn_row(const turn *by, const source *of, reader *read, void *to, writer *write, bool pairs)
 {
     if (pairs)
@@ -69,7 +69,7 @@ table_row(const ck_array *positions, size_t N, size_t P, size_t n, size_t t)
     return positions->data != NULL ? (size_t)ck_position(positions, P > 1 ? n / (N / P) : 0, t) : t;
 }
 
-ALWAYS void
+CK_TEMPLATE void
 forward_row(const struct ck_qk_norm_rope_fwd *a, size_t n, size_t t, bool stream)
 {
     const size_t r = n * a->T + t, p = table_row(&a->positions, a->N, a->P, n, t);
@@ -106,7 +106,7 @@ CK_KERNEL(qk_norm_rope_fwd)
 /* A row of backward, turned back: dv is [D]. */
 typedef struct { const elem *x; const float *dv, *weight; float *dweight; v16 scale, pull; bool first; } backward_of;
 
-ALWAYS norm_lanes
+CK_TEMPLATE norm_lanes
 add_product(const void *of, size_t c, size_t n, norm_lanes sum)
 {
     const backward_of *row = of;
@@ -115,7 +115,7 @@ add_product(const void *of, size_t c, size_t n, norm_lanes sum)
     return sum;
 }
 
-ALWAYS v16
+CK_TEMPLATE v16
 gradient(const void *of, size_t c, size_t n)
 {
     const backward_of *row = of;
@@ -125,7 +125,7 @@ gradient(const void *of, size_t c, size_t n)
     return v16_mul(row->scale, v16_fma(x, row->pull, v16_mul(dv, v16_load_f32(row->weight + c, n))));
 }
 
-ALWAYS void
+CK_TEMPLATE void
 backward_row(const struct ck_qk_norm_rope_bwd *a, size_t n, size_t t, float *dv, float *dweight, bool first,
              bool stream)
 {
