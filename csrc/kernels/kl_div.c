@@ -51,8 +51,9 @@ each_loss(const struct ck_kl_div_fwd *a, ck_task task, bool log_target)
         const elem *x = (const elem *)ck_row(&a->input, s.row) + s.column;
         const elem *t = (const elem *)ck_row(&a->target, s.row) + s.column;
         float *losses = (float *)ck_row(&a->losses, s.row) + s.column;
-        for (size_t c = 0; c < s.n; c += 16)
-            v16_store_f32(losses + c, divergence(v16_load(x + c, s.n - c), v16_load(t + c, s.n - c), log_target), s.n - c);
+        CK_WALK(c, w, x, s.n, false, {
+            v16_store_f32(losses + c, divergence(v16_load(x + c, w), v16_load(t + c, w), log_target), w);
+        });
     }
 }
 
@@ -64,24 +65,40 @@ CK_KERNEL(kl_div_fwd)
         a->log_target ? forward(a, task, true) : forward(a, task, false);
 }
 
-static inline void
-backward(const struct ck_kl_div_bwd *a, ck_task task, bool log_target)
+/* e^x for a result of the dtype of the call */
+CK_TEMPLATE v16 power(v16 x) { return CK_IS_FLOAT ? v16_exp(x) : v16_exp_short(x); }
+
+/* `each`, a constant: dy has a number for each element. */
+CK_TEMPLATE void
+backward(const struct ck_kl_div_bwd *a, ck_task task, bool log_target, bool each, bool stream)
 {
     const v16 shared = v16_splat((float)(-a->dloss / a->divisor));
 
     for (ck_stretch s = ck_first_stretch(task, a->C); s.n != 0; s = ck_next_stretch(s, task, a->C)) {
         const elem *t = (const elem *)ck_row(&a->target, s.row) + s.column;
         elem *dx = (elem *)ck_row(&a->dinput, s.row) + s.column;
-        const float *dy = a->dy.data == NULL ? NULL : (const float *)ck_row(&a->dy, s.row) + s.column;
-        for (size_t c = 0; c < s.n; c += 16) {
-            const v16 g = dy == NULL ? shared : v16_neg(v16_load_f32(dy + c, s.n - c));
-            const v16 target = v16_load(t + c, s.n - c);
-            v16_store(dx + c, v16_mul(g, log_target ? v16_exp(target) : target), s.n - c);
-        }
+        const float *dy = each ? (const float *)ck_row(&a->dy, s.row) + s.column : NULL;
+        CK_WALK(c, w, dx, s.n, stream, {
+            const v16 g = each ? v16_neg(v16_load_f32(dy + c, w)) : shared, target = v16_load(t + c, w);
+            v16_put(dx + c, v16_mul(g, log_target ? power(target) : target), w, stream);
+        });
     }
+    if (stream)
+        ck_stream_end();
+}
+
+CK_TEMPLATE void
+backward_of(const struct ck_kl_div_bwd *a, ck_task task, bool log_target)
+{
+    const bool in_place = a->dinput.data == a->target.data || a->dinput.data == a->dy.data;
+    const bool stream = !in_place && ck_streams(2 * a->R * a->C * sizeof(elem));
+    if (a->dy.data != NULL)
+        stream ? backward(a, task, log_target, true, true) : backward(a, task, log_target, true, false);
+    else
+        stream ? backward(a, task, log_target, false, true) : backward(a, task, log_target, false, false);
 }
 
 CK_KERNEL(kl_div_bwd)
 {
-    a->log_target ? backward(a, task, true) : backward(a, task, false);
+    a->log_target ? backward_of(a, task, true) : backward_of(a, task, false);
 }

@@ -29,10 +29,10 @@ each_loss(const struct ck_mse_loss_fwd *a, ck_task task)
         const elem *x = (const elem *)ck_row(&a->input, s.row) + s.column;
         const elem *t = (const elem *)ck_row(&a->target, s.row) + s.column;
         float *losses = (float *)ck_row(&a->losses, s.row) + s.column;
-        for (size_t c = 0; c < s.n; c += 16) {
-            const v16 d = v16_sub(v16_load(x + c, s.n - c), v16_load(t + c, s.n - c));
-            v16_store_f32(losses + c, v16_mul(d, d), s.n - c);
-        }
+        CK_WALK(c, w, x, s.n, false, {
+            const v16 d = v16_sub(v16_load(x + c, w), v16_load(t + c, w));
+            v16_store_f32(losses + c, v16_mul(d, d), w);
+        });
     }
 }
 
@@ -52,7 +52,9 @@ CK_KERNEL(mse_loss_fwd)
     *(double *)task.work = sum;
 }
 
-CK_KERNEL(mse_loss_bwd)
+/* `each`, a constant: dy has a number for each element. */
+CK_TEMPLATE void
+backward(const struct ck_mse_loss_bwd *a, ck_task task, bool each, bool stream)
 {
     const v16 shared = v16_splat((float)(2 * a->dloss / a->divisor)), two = v16_splat(2.0f);
 
@@ -60,11 +62,24 @@ CK_KERNEL(mse_loss_bwd)
         const elem *x = (const elem *)ck_row(&a->input, s.row) + s.column;
         const elem *t = (const elem *)ck_row(&a->target, s.row) + s.column;
         elem *dx = (elem *)ck_row(&a->dinput, s.row) + s.column;
-        const float *dy = a->dy.data == NULL ? NULL : (const float *)ck_row(&a->dy, s.row) + s.column;
-        for (size_t c = 0; c < s.n; c += 16) {
-            const v16 d = v16_sub(v16_load(x + c, s.n - c), v16_load(t + c, s.n - c));
-            const v16 g = dy == NULL ? shared : v16_mul(two, v16_load_f32(dy + c, s.n - c));
-            v16_store(dx + c, v16_mul(g, d), s.n - c);
-        }
+        const float *dy = each ? (const float *)ck_row(&a->dy, s.row) + s.column : NULL;
+        CK_WALK(c, w, dx, s.n, stream, {
+            const v16 d = v16_sub(v16_load(x + c, w), v16_load(t + c, w));
+            const v16 g = each ? v16_mul(two, v16_load_f32(dy + c, w)) : shared;
+            v16_put(dx + c, v16_mul(g, d), w, stream);
+        });
     }
+    if (stream)
+        ck_stream_end();
+}
+
+CK_KERNEL(mse_loss_bwd)
+{
+    const void *dx = a->dinput.data;
+    const bool in_place = dx == a->input.data || dx == a->target.data || dx == a->dy.data;
+    const bool stream = !in_place && ck_streams(3 * a->R * a->C * sizeof(elem));
+    if (a->dy.data != NULL)
+        stream ? backward(a, task, true, true) : backward(a, task, true, false);
+    else
+        stream ? backward(a, task, false, true) : backward(a, task, false, false);
 }

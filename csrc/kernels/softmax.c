@@ -5,14 +5,14 @@
 /* ---- masks ---- */
 
 /* Up to 16 elements of a mask as numbers to add: 0 or -inf for a boolean; -inf behind the n that are left. */
-static inline v16
+CK_TEMPLATE v16
 mask_words(const char *mask, ptrdiff_t step, bool boolean, size_t n)
 {
     elem number[16];
     float zero_or_inf[16];
 
     if (!boolean && step == sizeof(elem))
-        return v16_load_or((const elem *)mask, n, -INFINITY);
+        return n >= 16 ? v16_load((const elem *)mask, 16) : v16_load_or((const elem *)mask, n, -INFINITY);
     if (boolean && step == 1 && n >= 16) { /* of constant length, which the compiler makes vectors of */
         for (size_t i = 0; i < 16; i++)
             zero_or_inf[i] = mask[i] ? 0.0f : -INFINITY;
@@ -27,26 +27,35 @@ mask_words(const char *mask, ptrdiff_t step, bool boolean, size_t n)
 }
 
 /* Of a row, elements begin to begin+n-1: z into `row`, its largest in `peak`; whether any of them takes part. */
-static bool
-masked_row(const struct ck_softmax_fwd *a, size_t r, size_t begin, size_t n, float *row, float *peak)
+CK_TEMPLATE bool
+add_mask(const struct ck_softmax_fwd *a, size_t r, size_t begin, size_t n, bool boolean, ptrdiff_t step, float *row, float *peak)
 {
     const elem *x = (const elem *)ck_row(&a->x, r) + begin;
-    const ptrdiff_t step = a->mask.stride[a->mask.n - 1];
     const char *mask = (const char *)ck_mask_row(&a->mask, r) + (ptrdiff_t)begin * step;
-    const bool boolean = a->mask.width == 1;
     const v16 scale = v16_splat((float)a->scale), nothing = v16_splat(-INFINITY);
     v16 peaks = nothing, open = v16_zero();
 
-    for (size_t c = 0; c < n; c += 16) {
-        const v16 m = mask_words(mask + (ptrdiff_t)c * step, step, boolean, n - c);
+    CK_WALK(c, w, x, n, false, {
+        const v16 m = mask_words(mask + (ptrdiff_t)c * step, step, boolean, w);
         const v16_mask closed = v16_eq(m, nothing);
-        const v16 z = v16_select(closed, nothing, v16_add(v16_mul(v16_load(x + c, n - c), scale), m));
-        open = v16_add(open, v16_select(closed, v16_zero(), v16_splat(1.0f)));
+        const v16 z = v16_select(closed, nothing, v16_add(v16_mul(v16_load(x + c, w), scale), m));
+        open = v16_select(closed, open, v16_splat(1.0f));
         peaks = v16_max(peaks, z);
-        v16_store_f32(row + c, z, n - c);
-    }
+        v16_store_f32(row + c, z, w);
+    });
     *peak = v16_peak(peaks);
-    return v16_sum(open) > 0;
+    return v16_peak(open) > 0;
+}
+
+static bool
+masked_row(const struct ck_softmax_fwd *a, size_t r, size_t begin, size_t n, float *row, float *peak)
+{
+    const ptrdiff_t step = a->mask.stride[a->mask.n - 1];
+    if (a->mask.width == 1)
+        return step == 1 ? add_mask(a, r, begin, n, true, 1, row, peak) : add_mask(a, r, begin, n, true, step, row, peak);
+    if (step == sizeof(elem))
+        return add_mask(a, r, begin, n, false, sizeof(elem), row, peak);
+    return add_mask(a, r, begin, n, false, step, row, peak);
 }
 
 /* row = exp(row - base), and their sum. */
@@ -57,7 +66,13 @@ masked_exponentials(float *row, size_t n, v16 base)
     for (size_t begin = 0; begin < n; begin += CK_ROW_BLOCK) {
         const size_t end = block_end(begin, n);
         v16 sums = v16_zero();
-        for (size_t c = begin; c < end; c += 16) {
+        size_t c = begin;
+        for (; c + 16 <= end; c += 16) {
+            const v16 e = v16_exp_elem(v16_sub(v16_load_f32(row + c, 16), base));
+            sums = v16_add(sums, e);
+            v16_store_f32(row + c, e, 16);
+        }
+        if (c < end) {
             const v16 e = v16_exp_elem(v16_sub(v16_load_or_f32(row + c, end - c, -INFINITY), base));
             sums = v16_add(sums, e);
             v16_store_f32(row + c, e, end - c);
