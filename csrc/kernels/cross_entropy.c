@@ -37,13 +37,13 @@ sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, do
     for (; v + 16 <= n; v += 16) {
         ck_prefetch(logits + v + CK_ROW_BLOCK);
         const v16 x = capped(v16_load(logits + v, 16), softcap, &slope);
-        sums = v16_add(sums, v16_exp_elem(v16_sub(x, base)));
+        sums = v16_add(sums, v16_exp_below(v16_sub(x, base)));
         if (smooth)
             alls = v16_add(alls, x);
     }
     if (v < n) {
         const v16 x = capped(v16_load(logits + v, n - v), softcap, &slope); /* 0 behind the end */
-        sums = v16_add(sums, v16_select(v16_first(n - v), v16_exp_elem(v16_sub(x, base)), v16_zero()));
+        sums = v16_add(sums, v16_select(v16_first(n - v), v16_exp_below(v16_sub(x, base)), v16_zero()));
         if (smooth)
             alls = v16_add(alls, x);
     }
