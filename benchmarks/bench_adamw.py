@@ -2,7 +2,7 @@
 
 PyTorch's peers are its fused kernel, which is at the limit too, and what a user gets without asking (foreach).
 """
-from optimizers import DECODER, ONE, bench
+from steps import DECODER, ONE, bench
 
 bench("AdamW", "one of 16 M", ONE, {}, state=16)
 bench("AdamW", "272 of a decoder", DECODER, {}, state=16)

@@ -2,7 +2,7 @@
 
 PyTorch's peers are its fused kernel, which is at the limit too, and what a user gets without asking (foreach).
 """
-from optimizers import DECODER, ONE, bench
+from steps import DECODER, ONE, bench
 
 MOMENTUM = {"momentum": 0.9}
 bench("SGD", "momentum, one of 16 M", ONE, MOMENTUM, state=8)

@@ -135,10 +135,10 @@ def test_right_code_passes_every_probe():
     # Two quantities under one name would hide one of them.
     assert len({(c.name, c.what, c.dtype, c.isa) for c in found}) == len(found)
     assert {(c.name, c.dtype) for c in found} == {(s.name, d) for s in SPECS for d in s.dtypes}
-    # Ours is the peer here, but for the tables, so the ratio says so wherever both have an error.
-    others = [c for c in found if c.name != "rope_table" and c.dtype == "float32"]
+    # Ours is the peer here, but for the tables and for draws by chance, so the ratio says so wherever both have an error.
+    others = [c for c in found if c.name not in ("rope_table", "sample") and c.dtype == "float32"]
     assert all(c.ratio in (None, 0.0) or c.ratio == pytest.approx(1.0) for c in others)
-    assert all(c.ratio is None or c.ratio < 1.01 for c in found)
+    assert all(c.ratio is None or c.ratio < 1.01 for c in found if c.name != "sample")
 
 
 def test_references_give_the_same_bits_twice():
@@ -146,7 +146,8 @@ def test_references_give_the_same_bits_twice():
         probe = spec.probes[0]
         first, second = (spec.exact(spec.inputs(probe)) for _ in range(2))
         for name, value in first.items():
-            assert value.dtype == np.float64 and value.tobytes() == second[name].tobytes(), f"{spec.name} {name}"
+            assert value.dtype in (np.float64, np.int64), f"{spec.name} {name}"  # int64: indices
+            assert value.tobytes() == second[name].tobytes(), f"{spec.name} {name}"
 
 
 def test_exact_gradients_are_finite_differences():
@@ -412,4 +413,6 @@ def test_the_ceiling_holds_where_the_rule_would_not_notice():
         tally = ops._Tally("float32")
         tally.add(report, Probe("a label", None, extreme=extreme))
         assert tally.verdict is verdict
-    assert {p.label for s in SPECS for p in s.probes if p.extreme is True} == {"scores of ±200"}
+    # What is drawn by chance has a bound of its own: deviations of a count.
+    others = [s for s in SPECS if s.name != "sample"]
+    assert {p.label for s in others for p in s.probes if p.extreme is True} == {"scores of ±200"}
