@@ -7,7 +7,7 @@
  *         _(OVER,     elem,   y,      "R* C")         \
  *         _(OPT_OUTV, float,  rstd,   "R*")           \
  *         _(IN,       elem,   x,      "R* C")         \
- *         _(OPT_INV,  float,  weight, "C")            \
+ *         _(OPT_IN,   weight, weight, "C")            \
  *         _(REAL,     double, eps,    "")             \
  *         _(SIZE,     size_t, R,      "")             \
  *         _(SIZE,     size_t, C,      "")

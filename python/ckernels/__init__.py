@@ -113,7 +113,7 @@ __all__ = [
     "rope", "rope_forward", "rope_backward", "rope_table", "mrope", "mrope_forward", "mrope_backward",
     "geglu", "geglu_forward", "geglu_backward",
     "reglu", "reglu_forward", "reglu_backward",
-    "rope", "rope_forward", "rope_backward", "rope_table",
+
     "softmax", "softmax_forward", "softmax_backward",
     "log_softmax", "log_softmax_forward", "log_softmax_backward",
     "argmax", "sample", "topk",
