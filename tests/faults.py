@@ -412,7 +412,9 @@ def plant(fault):
                                capture_output=True)
         if build.returncode:
             raise RuntimeError(f"{fault.name}: does not build\n{build.stderr[-2000:]}")
-        run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *fault.tests.split()], cwd=root,
+        # Two instruction sets of which one alone is planted differ, whatever the fault: that is no catch.
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-k", "not avx2_and_avx512", *fault.tests.split()]
+        run = subprocess.run(command, cwd=root,
                              text=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(root / "python")})
     red = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.M)
     if run.returncode > 1 and not red:  # pytest did not get as far as a test, which shows nothing

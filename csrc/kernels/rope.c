@@ -4,20 +4,16 @@
 
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
-enum { CK_ROPE_STREAMED = 32 << 20 }; /* bytes of x and y together */
-
 /* What is the same for a whole task, and known where the functions below are inlined. */
 typedef struct {
     bool interleaved, back, stream; /* back: by the opposite angle; stream: past the caches */
 } how;
 
-INLINE v16 new_lo(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, h.back ? s : v16_neg(s), v16_mul(lo, c)); }
-INLINE v16 new_hi(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, c, v16_mul(lo, h.back ? v16_neg(s) : s)); }
+CK_TEMPLATE v16 new_lo(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, h.back ? s : v16_neg(s), v16_mul(lo, c)); }
+CK_TEMPLATE v16 new_hi(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, c, v16_mul(lo, h.back ? v16_neg(s) : s)); }
 
 /* Pairs k .. k + n - 1, at most 16, of one head of one token. */
-INLINE void
+CK_TEMPLATE void
 turn_halves(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, size_t K, how h)
 {
     const v16 c = v16_load_f32(cos + k, n), s = v16_load_f32(sin + k, n);
@@ -26,7 +22,7 @@ turn_halves(elem *y, const elem *x, const float *cos, const float *sin, size_t k
     v16_put(y + K + k, new_hi(lo, hi, c, s, h), n, h.stream);
 }
 
-INLINE void
+CK_TEMPLATE void
 turn_neighbours(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, how h)
 {
     const size_t first = n < 8 ? 2 * n : 16, second = 2 * n - first; /* elements of the two loads */
@@ -39,7 +35,7 @@ turn_neighbours(elem *y, const elem *x, const float *cos, const float *sin, size
         v16_put(y + 2 * k + 16, v16_zip_hi(turned_lo, turned_hi), second, h.stream);
 }
 
-INLINE void
+CK_TEMPLATE void
 turn_pairs(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, size_t K, how h)
 {
     if (h.interleaved)
@@ -48,7 +44,7 @@ turn_pairs(elem *y, const elem *x, const float *cos, const float *sin, size_t k,
         turn_halves(y, x, cos, sin, k, n, K, h);
 }
 
-INLINE void
+CK_TEMPLATE void
 turn_head(elem *y, const elem *x, const float *cos, const float *sin, size_t K, size_t D, how h)
 {
     size_t k = 0;
@@ -103,7 +99,7 @@ typedef struct {
     ptrdiff_t head, token;
 } patch;
 
-INLINE patch
+CK_TEMPLATE patch
 patch_at(const ck_array *x, size_t T, size_t n, size_t heads, size_t t, size_t tokens)
 {
     patch p = {.first = ck_row(x, n * T + t)};
@@ -125,7 +121,7 @@ heads_alike(const ck_array *x, size_t T)
 }
 
 /* In the order of memory: a head's tokens lie together, or a token's heads, [B,T,H,D] seen as [B,H,T,D]. */
-INLINE void
+CK_TEMPLATE void
 turn_patch(patch y, patch x, const angles *at, size_t heads, size_t tokens, size_t K, size_t D, how h)
 {
     if (x.head < x.token) {
@@ -150,7 +146,7 @@ least(size_t x, size_t y)
     return x < y ? x : y;
 }
 
-INLINE void
+CK_TEMPLATE void
 turn_task(const struct ck_mrope_fwd *a, ck_task task, how h)
 {
     const size_t each = a->P > 1 ? a->N / a->P : a->N; /* rows of x that share positions */
@@ -167,11 +163,11 @@ turn_task(const struct ck_mrope_fwd *a, ck_task task, how h)
 }
 
 /* Past the caches where x and y have outgrown them, and a plain store would only read its line first; not in place. */
-INLINE void
+CK_TEMPLATE void
 turn_any(const struct ck_mrope_fwd *a, ck_task task, bool interleaved, bool back)
 {
     const size_t bytes = 2 * a->N * a->T * a->D * sizeof(elem);
-    if (a->y.data != a->x.data && bytes > (size_t)CK_ROPE_STREAMED) {
+    if (a->y.data != a->x.data && ck_streams(bytes)) {
         turn_task(a, task, (how){interleaved, back, true});
         ck_stream_end();
     }
@@ -179,7 +175,7 @@ turn_any(const struct ck_mrope_fwd *a, ck_task task, bool interleaved, bool back
         turn_task(a, task, (how){interleaved, back, false});
 }
 
-INLINE void
+CK_TEMPLATE void
 turn(const struct ck_mrope_fwd *a, ck_task task, bool back)
 {
     if (a->interleaved)

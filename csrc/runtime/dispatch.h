@@ -6,7 +6,7 @@
 typedef struct {
     const char *name;
     const char *lacking;              /* why this CPU cannot run it; NULL when it can */
-    const ck_kernels *of[CK_DTYPES];  
+    const ck_kernels *of[CK_DTYPES];
 } ck_isa;
 
 /* What this build has, best first; ends with a NULL name. */
