@@ -66,17 +66,20 @@ CK_KERNEL(probe_read)
     }
 }
 
-/* Eight chains hide the latency of a fused multiply-add wherever two of them begin in a cycle. */
+/*
+ * Eight chains hide the latency of a fused multiply-add wherever two of them begin in a cycle.  Each lane has its own
+ * term: of chains or registers that are alike, compilers compute one.
+ */
 CK_KERNEL(probe_fma)
 {
-    const v16 half = v16_splat(-0.5f);
+    float terms[8][16];
+    for (int i = 0; i < 128; i++)
+        terms[i / 16][i % 16] = -0.5f + (float)i / 512;
+#define STEP(j) y##j = v16_fma(y##j, y##j, v16_load_f32(terms[j], 16))
     for (size_t b = task.begin; b < task.end; b++) {
         v16 y0 = v16_zero(), y1 = y0, y2 = y0, y3 = y0, y4 = y0, y5 = y0, y6 = y0, y7 = y0;
-        for (int64_t i = 0; i < a->n; i++) {
-            y0 = v16_fma(y0, y0, half), y1 = v16_fma(y1, y1, half), y2 = v16_fma(y2, y2, half);
-            y3 = v16_fma(y3, y3, half), y4 = v16_fma(y4, y4, half), y5 = v16_fma(y5, y5, half);
-            y6 = v16_fma(y6, y6, half), y7 = v16_fma(y7, y7, half);
-        }
+        for (int64_t i = 0; i < a->n; i++)
+            STEP(0), STEP(1), STEP(2), STEP(3), STEP(4), STEP(5), STEP(6), STEP(7);
         const v16 low = v16_add(v16_add(y0, y1), v16_add(y2, y3)), high = v16_add(v16_add(y4, y5), v16_add(y6, y7));
         a->sum[b] = v16_sum(v16_add(low, high));
     }

@@ -7,11 +7,11 @@
  *     probe_copy      out[b,c] = x[b,c]                    past the caches when `stream`
  *     probe_update    out[b,c] = -x[b,c]                   in place where out is x
  *     probe_read      sum[b]   = sum_c x[b,c]              in eight streams a row, prefetched; or in one
- *     probe_fma       sum[b]   = sum of 128 y, each `n` times y = y * y - 1/2 from y = 0
+ *     probe_fma       sum[b]   = sum_{i<128} y_i, each `n` times y = y * y - (1/2 - i/512) from y = 0
  *
  * A task is one row b, so C says how much of the work one thread takes at a time.  Bytes moved: two of each element,
- * but for the read, which moves one; the arithmetic of probe_fma is B * n * 128 fused multiply-adds.  y tends to
- * (1 - sqrt(3)) / 2, so it neither overflows nor becomes subnormal.
+ * but for the read, which moves one; the arithmetic of probe_fma is B * n * 128 fused multiply-adds.  Each y tends to
+ * (1 - sqrt(3 - i/128)) / 2, so it neither overflows nor becomes subnormal.
  */
 #define CK_ARGS_probe_copy(_)                \
     _(OUT,  elem,   out,    "B C")           \

@@ -35,9 +35,13 @@ CK_KERNEL(probe_read)
 CK_KERNEL(probe_fma)
 {
     for (size_t b = task.begin; b < task.end; b++) {
-        double y = 0;
-        for (int64_t i = 0; i < a->n; i++)
-            y = y * y - 0.5;
-        a->sum[b] = (float)(128 * y);
+        double sum = 0;
+        for (int i = 0; i < 128; i++) {
+            double y = 0;
+            for (int64_t step = 0; step < a->n; step++)
+                y = y * y - (0.5 - i / 512.0);
+            sum += y;
+        }
+        a->sum[b] = (float)sum;
     }
 }
