@@ -22,3 +22,10 @@ CK_RUN(probe_fma)
 {
     return ck_tasks(a->B, 1, CK_FAST(probe_fma), a);
 }
+
+CK_RUN(probe_amx)
+{
+    if (k->tiles[CK_TILES_probe_amx] == NULL)
+        return ck_refuse(CK_BAD_VALUE, "the instruction set '%s' has no matrix unit", k->isa);
+    return ck_tasks(a->B, 1, k->tiles[CK_TILES_probe_amx], a);
+}
