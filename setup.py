@@ -77,12 +77,13 @@ def compile_all(units):
 
 def library_units():
     """The C library without Python: slow passes first, so that they do not end alone."""
-    def sources(folder, dtype):
-        return sorted({"csrc/kernels/table.c", *(glob(f"{folder}/*.c") if folder != "csrc/tiles" or dtype in TILED else [])})
-
-    units = [(source, [*flags, f"-DCK_ISA={isa}", f"-DCK_DTYPE={dtype}",
-                       *(["-DCK_MATRIX_UNIT"] if folder == "csrc/tiles" and dtype in TILED else [])])
-             for isa, (folder, flags) in reversed(ISAS.items()) for dtype in DTYPES for source in sources(folder, dtype)]
+    units = []
+    for isa, (folder, flags) in reversed(ISAS.items()):
+        for dtype in DTYPES:
+            tiled = folder == "csrc/tiles" and dtype in TILED
+            sources = glob(f"{folder}/*.c") if tiled or folder != "csrc/tiles" else []
+            here = [*flags, f"-DCK_ISA={isa}", f"-DCK_DTYPE={dtype}", *(["-DCK_MATRIX_UNIT"] if tiled else [])]
+            units += [(source, here) for source in sorted({*sources, "csrc/kernels/table.c"})]
     once = sorted(glob("csrc/runtime/*.c") + glob("csrc/ops/*.c") + glob("csrc/layers/*.c"))
     return units + [(source, ["-O2", "-ffp-contract=off"]) for source in once]
 

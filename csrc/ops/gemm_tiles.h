@@ -5,8 +5,7 @@
  * gemm_tiles -- the products of gemm.h on a matrix unit (AMX), whose operands are bfloat16
  *
  * An operand is taken in parts, bfloat16 numbers that add up to it: x = hi + mid + low, each the nearest to what is left.
- * A bfloat16 is its own hi.  The sum over k runs through products of parts, in the order of the table that goes with
- * the two operands (gemm_tiles.c):
+ * A bfloat16 is its own hi.  The sum over k runs through products of parts:
  *
  *     bfloat16 x bfloat16                hi hi
  *     float beside bfloat16              mid hi', hi hi
@@ -16,9 +15,11 @@
  * hi' is hi, but 0 where that is infinite or NaN: those enter into one product alone, or infinity times a mid of the other
  * sign would make a NaN of what is infinite.
  *
- * Order of every sum: k in blocks of 32 anchored at 0, zeros past the end; for each block the products in their order,
- * each as simd/matrix.h says.  Nothing else enters into the bits of an element: not M, N, its place, the batch,
- * the threads, packing or transposes.  What follows the sum is done by the kernel `gemm`, as after OpenBLAS.
+ * Order of every sum.  A step is 32 of k, anchored at 0, with zeros past the end, added as simd/matrix.h says.  One product:
+ * the steps, ascending.  Several: blocks of 256 of k, each from zero; in a block for each step all products but the
+ * last, in their order, then the last one's steps, so that the small ones meet small sums; then the blocks, ascending.
+ * Nothing else enters into the bits of an element: not M, N, its place, the batch, the threads, packing or transposes.
+ * What follows the sum is done by the kernel `gemm`, as after OpenBLAS.
  */
 enum { CK_HI, CK_FINITE, CK_MID, CK_LOW, CK_MOST_PARTS }; /* in the order in which they are kept */
 enum { CK_MOST_PRODUCTS = 6 };
@@ -37,7 +38,7 @@ struct ck_gemm_tiles {
 };
 
 enum {
-    CK_TILES_K = 256,  /* of k at a time: it does not enter into the order */
+    CK_TILES_K = 256,   /* of k at a time: a block of the order where products are several */
     CK_TILES_STEP = 32, /* of k that one instruction takes */
 };
 

@@ -6,7 +6,7 @@ Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` 
 import importlib
 
 from ckernels.kv import KVCache
-from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
+from ckernels.matmul_backend import get_matmul_backend, get_matmul_precision, set_matmul_backend, set_matmul_precision
 from ckernels.ops.activation import (
     relu,
     relu_backward,
@@ -92,6 +92,7 @@ __all__ = [
     "add_rms_norm", "add_rms_norm_forward", "add_rms_norm_backward",
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",
+    "get_matmul_precision", "set_matmul_precision",
     "attention", "attention_backward", "attention_forward",
     "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
