@@ -48,54 +48,66 @@ rows_of(ck_array mask)
 
 /* One query against all keys. */
 static void
-forward(const struct ck_attention_fwd *a, const ck_array *mask, size_t b, size_t h, size_t t, double *sum_v)
+forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attention_place *at_, size_t h, size_t t, double *sum_v)
 {
-    const size_t g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t;
-    const elem *q = at(&a->q, b, h, t);
-    elem *y = (elem *)at(&a->y, b, h, t);
+    const ck_attention_item *item = at_->item;
+    const size_t b = at_->b, g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t, stat = item->stat + h * a->T + t;
+    const elem *q = at(&a->q, b, h, item->q + t);
+    elem *y = (elem *)at(&a->y, b, h, item->q + t);
     double max = -INFINITY, sum = 0;
 
-    for (size_t s = 0; s < a->S; s++)
-        if (IN_REACH(a, b, t, s)) {
-            const double x = score(q, at(&a->k, b, g, s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+    for (int64_t s = 0; s < item->S; s++)
+        if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right)) {
+            const double x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
             max = x > max || isnan(x) ? x : max;
         }
-    if (a->sinks && a->sinks[h] > max)
+    if (a->sinks && !(a->sinks[h] <= max))
         max = a->sinks[h];
     max = (float)max; /* as it is saved, so that sum belongs to it */
 
     for (size_t d = 0; d < a->D; d++)
         sum_v[d] = 0;
-    for (size_t s = 0; s < a->S; s++) {
+    for (int64_t s = 0; s < item->S; s++) {
         double x = -INFINITY;
-        if (IN_REACH(a, b, t, s))
-            x = score(q, at(&a->k, b, g, s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+        if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right))
+            x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
         if (x == -INFINITY)
             continue;
         sum += exp(x - max);
         for (size_t d = 0; d < a->D; d++)
-            sum_v[d] += exp(x - max) * get(&at(&a->v, b, g, s)[d]);
+            sum_v[d] += exp(x - max) * get(&at(&a->v, b, g, item->k + s)[d]);
     }
     if (a->sinks && max != -INFINITY)
         sum += exp(a->sinks[h] - max);
     for (size_t d = 0; d < a->D; d++)
         set(&y[d], sum != 0 ? sum_v[d] / sum : 0);
     if (a->max)
-        a->max[row] = (float)max;
+        a->max[stat] = (float)max;
     if (a->sum)
-        a->sum[row] = (float)sum;
+        a->sum[stat] = (float)sum;
     if (a->lse)
-        a->lse[row] = (float)(max + log(sum));
+        a->lse[stat] = (float)(max + log(sum));
 }
 
 CK_KERNEL(attention_fwd)
 {
-    const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
+    const ck_attention_plan *plan = (const ck_attention_plan *)a->plan;
     const ck_array mask = rows_of(a->attn_mask);
-    for (size_t i = task.begin; i < task.end; i++)
-        for (size_t j = 0; j < heads; j++)
-            for (size_t t = i % blocks * queries; t < a->T && t < (i % blocks + 1) * queries; t++)
-                forward(a, &mask, i / blocks / a->G, i / blocks % a->G * heads + j, t, task.scratch);
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_attention_place place = ck_attention_find(plan, a->B, a->G, i);
+        const size_t heads = a->H / a->G, T = place.item->T, queries = ck_attention_queries(heads, T);
+        if (place.part == 0) /* the first does it all */
+            for (size_t h = place.g * heads; h < (place.g + 1) * heads; h++)
+                for (size_t t = place.block * queries; t < T && t < (place.block + 1) * queries; t++)
+                    forward(a, &mask, &place, h, t, task.scratch);
+    }
+}
+
+/* There is nothing to merge: attention_fwd does not cut its sums. */
+CK_KERNEL(attention_merge)
+{
+    (void)a;
+    (void)task;
 }
 
 /* dot[t] */
