@@ -133,6 +133,20 @@ def test_linear_cross_entropy_accumulates_in_one_addition(isa, dtype, rng, R):
         assert_parity(added, exact, as_torch(before) + as_torch(fresh))
 
 
+@pytest.mark.parametrize("R", [100, 600])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_linear_cross_entropy_in_one_pass_has_the_bits_of_two(isa, dtype, rng, R, accumulate):
+    x, weight, target = inputs(rng, R, 20, 2100, dtype=dtype)
+    options = {"reduction": "mean" if accumulate else "sum", "label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 8.0}
+    before = rng.standard_normal(weight.shape).astype(dtype)
+    out = [Gradients(unwritten(x.shape, dtype), before.copy()) for _ in range(2)]
+    loss, ctx = ck.linear_cross_entropy_forward(x, weight, target, **options)
+    grads = ck.linear_cross_entropy_backward(0.7, ctx, out=out[0], accumulate=accumulate)
+    once, both = ck.linear_cross_entropy_grads(x, weight, target, dy=0.7, out=out[1], accumulate=accumulate, **options)
+    assert once.tobytes() == loss.tobytes()
+    assert both.x.tobytes() == grads.x.tobytes() and both.weight.tobytes() == grads.weight.tobytes()
+
+
 @pytest.mark.parametrize("size", [(700, 48, 2500), (3, 100, 20000)], ids=str)
 def test_linear_cross_entropy_bits_do_not_depend_on_threads_or_batch(isa, dtype, rng, size):
     x, weight, target = inputs(rng, *size, dtype=dtype)
@@ -286,6 +300,10 @@ MEAN = lambda: ck.linear_cross_entropy_forward(X, W, T)[1]  # noqa: E731
      lambda: ck.linear_cross_entropy(X, W, T, softcap=0)),
     (TypeError, r"linear_cross_entropy_backward\(\): 'dy' must be a number",
      lambda: ck.linear_cross_entropy_backward(None, MEAN())),
+    (ValueError, r"linear_cross_entropy_grads\(\): 'reduction' must be 'mean' or 'sum', not 'none'",
+     lambda: ck.linear_cross_entropy_grads(X, W, T, reduction="none")),
+    (IndexError, r"linear_cross_entropy_grads\(\): 'target' holds 9 at position 1, and 'weight' has classes 0 to 7",
+     lambda: ck.linear_cross_entropy_grads(X, W, np.array([0, 9]))),
     (ValueError, r"linear_cross_entropy_backward\(\): 'out.weight' is written and overlaps 'weight'",
      lambda: ck.linear_cross_entropy_backward(1.0, MEAN(), out=Gradients(None, W))),
     (ValueError, r"linear_cross_entropy_backward\(\): 'out.x' is written and overlaps 'x'",
@@ -307,4 +325,8 @@ def test_linear_cross_entropy_reports_a_lack_of_memory(dtype):
     ck._ck.fail_allocation(1)
     with pytest.raises(MemoryError, match="linear_cross_entropy_backward"):
         ck.linear_cross_entropy_backward(1.0, ctx, out=out)
+    for n in 1, 2:
+        ck._ck.fail_allocation(n)
+        with pytest.raises(MemoryError, match="linear_cross_entropy_grads"):
+            ck.linear_cross_entropy_grads(x, weight, target, out=out)
     assert loss == 7 and (out.x == 7).all() and (out.weight == 7).all()

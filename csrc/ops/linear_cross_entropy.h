@@ -62,6 +62,27 @@ CK_DECLARE(linear_cross_entropy_fwd)
     _(SIZE,     size_t, V,               "")
 CK_DECLARE(linear_cross_entropy_bwd)
 
+/* Loss and gradients in one call, with the bits of the two: the logits of CK_LCE_ROWS rows are kept, CK_LCE_ROWS * V floats,
+ * and not computed twice; but for 16 bits, or more rows with `accumulate`, where it is the two one after the other. */
+#define CK_ARGS_linear_cross_entropy_grads(_)        \
+    _(OPT_OUTV, float,  loss,            "")         \
+    _(OPT_OUT,  elem,   dx,              "R* C")     \
+    _(OPT_OUT,  elem,   dweight,         "V C")      \
+    _(REAL,     double, dloss,           "")         \
+    _(IN,       elem,   x,               "R* C")     \
+    _(IN,       elem,   weight,          "V C")      \
+    _(IN,       ids,    target,          "R*")       \
+    _(INT,      int64_t, ignore_index,   "")         \
+    _(FLAG,     int,    mean,            "")         \
+    _(REAL,     double, label_smoothing, "")         \
+    _(REAL,     double, z_loss,          "")         \
+    _(REAL,     double, softcap,         "")         \
+    _(FLAG,     int,    accumulate,      "")         \
+    _(SIZE,     size_t, R,               "")         \
+    _(SIZE,     size_t, C,               "")         \
+    _(SIZE,     size_t, V,               "")
+CK_DECLARE(linear_cross_entropy_grads)
+
 /* What is known of a row after some of its classes; sum is relative to peak, `other` the sum of x where it is asked for. */
 typedef struct {
     double sum, other, target; /* target: its x, once it was among the classes */

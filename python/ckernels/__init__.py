@@ -67,6 +67,7 @@ from ckernels.ops.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
     linear_cross_entropy_forward,
+    linear_cross_entropy_grads,
 )
 from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
@@ -102,6 +103,7 @@ __all__ = [
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
     "linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward",
+    "linear_cross_entropy_grads",
     "mse_loss", "mse_loss_forward", "mse_loss_backward",
     "kl_div", "kl_div_forward", "kl_div_backward",
     "embedding", "embedding_forward", "embedding_backward",

@@ -162,6 +162,11 @@ def linear_cross_entropy_fwd(
     SupportsIndex, mean: object, label_smoothing: SupportsFloat, z_loss: SupportsFloat, softcap:
     SupportsFloat, /
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
+def linear_cross_entropy_grads(
+    loss: _Out, dx: _Out, dweight: _Out, dloss: SupportsFloat, x: _In, weight: _In, target: _In, ignore_index:
+    SupportsIndex, mean: object, label_smoothing: SupportsFloat, z_loss: SupportsFloat, softcap:
+    SupportsFloat, accumulate: object, /
+) -> tuple[_Array, _Array, _Array]: ...
 def linear_fwd(
     y: _Out, pre: _Out, x: _In, weight: _In | None, packed: _In | None, bias: _In | None, residual: _In | None,
     activation: SupportsIndex, /

@@ -7,7 +7,8 @@ import numpy as np
 from ckernels import _ck
 from ckernels.ops.checks import check_context, flag, gradients, loss_gradient, reduction_of
 
-__all__ = ["linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward"]
+__all__ = ["linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward",
+           "linear_cross_entropy_grads"]
 
 
 class Context(NamedTuple):
@@ -108,6 +109,59 @@ def linear_cross_entropy_forward(x, weight, target, *, ignore_index=-100, reduct
         anew.  Beside them it holds two float32 a row.
     """
     return _forward(x, weight, target, ignore_index, reduction, label_smoothing, z_loss, softcap, out, True)
+
+
+def linear_cross_entropy_grads(x, weight, target, *, ignore_index=-100, reduction="mean", label_smoothing=0.0,
+                               z_loss=0.0, softcap=None, dy=1.0, out=None, accumulate=False):
+    """Loss and gradients in one call: forward and backward with the same bits, but logits are computed once in float32.
+
+    Parameters
+    ----------
+    x, weight, target, ignore_index, label_smoothing, z_loss, softcap
+        As for :func:`linear_cross_entropy`.
+    reduction : {"mean", "sum"}
+    dy : float
+        What the gradients are of: ``dy`` times the loss.
+    out : Gradients, optional
+        The arrays to write into.
+    accumulate : bool
+        Add the gradient of the weight to what is in ``out``, in one rounded addition an element.
+
+    Returns
+    -------
+    loss : float32 []
+    grads : Gradients
+        ``x`` [..., C] and ``weight`` [V, C].
+
+    Raises
+    ------
+    IndexError
+        A target outside the table; nothing is written.
+    TypeError, ValueError
+        An argument of the wrong kind, dtype, shape, layout or range, or overlapping ``out``.
+
+    Notes
+    -----
+    Memory: the logits of 256 rows as floats; without them, as forward and backward, in 16 bits, and for more rows than
+    that with ``accumulate``.
+
+    Examples
+    --------
+    >>> import ckernels as ck, numpy as np
+    >>> loss, grads = ck.linear_cross_entropy_grads(np.ones((1, 1), "f4"), np.zeros((2, 1), "f4"), np.array([1]))
+    >>> loss, grads.weight
+    (array(0.6931472, dtype=float32), array([[ 0.5],
+           [-0.5]], dtype=float32))
+    """
+    called = "linear_cross_entropy_grads"
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{called}(): 'reduction' must be 'mean' or 'sum', not {reduction!r}")
+    dx, dweight = gradients(called, Gradients, out)
+    add = flag(called, "accumulate", accumulate) and dweight is not None
+    loss, dx, dweight = _ck.linear_cross_entropy_grads(
+        True, True if dx is None else dx, True if dweight is None else dweight, dy, x, weight, target, ignore_index,
+        reduction == "mean", label_smoothing, z_loss, math.inf if softcap is None else softcap, add)
+    return loss, Gradients(dx, dweight)
 
 
 def linear_cross_entropy_backward(dy, ctx, *, out=None, accumulate=False):
