@@ -19,6 +19,7 @@
 #include "ops/l2_norm.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/linear_dz.h"
 #include "ops/log_softmax.h"
 #include "ops/matmul.h"

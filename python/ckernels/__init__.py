@@ -63,6 +63,12 @@ from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
 from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
 from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
+from ckernels.ops.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+    linear_cross_entropy_grads,
+)
 from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.mrope import mrope, mrope_backward, mrope_forward
@@ -97,6 +103,8 @@ __all__ = [
     "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
+    "linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward",
+    "linear_cross_entropy_grads",
     "mse_loss", "mse_loss_forward", "mse_loss_backward",
     "kl_div", "kl_div_forward", "kl_div_backward",
     "embedding", "embedding_forward", "embedding_backward",

@@ -153,6 +153,21 @@ def linear_bwd(
     dx: _Out, dweight: _Out, dbias: _Out, dresidual: _Out, dy: _In, x: _In | None, weight: _In | None, pre: _In |
     None, activation: SupportsIndex, accumulate: object, /
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
+def linear_cross_entropy_bwd(
+    dx: _Out, dweight: _Out, dy: _In | None, dloss: SupportsFloat, x: _In, weight: _In, target: _In, peak: _In,
+    sum: _In, ignore_index: SupportsIndex, mean: object, label_smoothing: SupportsFloat, z_loss:
+    SupportsFloat, softcap: SupportsFloat, accumulate: object, /
+) -> tuple[_Array, _Array]: ...
+def linear_cross_entropy_fwd(
+    loss: _Out, losses: _Out, peak: _Out, sum: _Out, x: _In, weight: _In, target: _In, ignore_index:
+    SupportsIndex, mean: object, label_smoothing: SupportsFloat, z_loss: SupportsFloat, softcap:
+    SupportsFloat, /
+) -> tuple[_Array, _Array, _Array, _Array]: ...
+def linear_cross_entropy_grads(
+    loss: _Out, dx: _Out, dweight: _Out, dloss: SupportsFloat, x: _In, weight: _In, target: _In, ignore_index:
+    SupportsIndex, mean: object, label_smoothing: SupportsFloat, z_loss: SupportsFloat, softcap:
+    SupportsFloat, accumulate: object, /
+) -> tuple[_Array, _Array, _Array]: ...
 def linear_fwd(
     y: _Out, pre: _Out, x: _In, weight: _In | None, packed: _In | None, bias: _In | None, residual: _In | None,
     activation: SupportsIndex, /
