@@ -55,7 +55,12 @@ def test_op_has_its_place(place):
 
 
 def test_what_is_listed_is_declared_and_the_reverse():
-    assert set(KERNELS) == set(FAMILY)
+    assert {*KERNELS, *TILED} == set(FAMILY)
+
+
+@pytest.mark.parametrize("op", TILED)
+def test_kernel_for_a_matrix_unit_stands_in_its_file(op):
+    assert (ROOT / f"csrc/tiles/{op}.c").read_text().count(f"CK_KERNEL({op})") == 1
 
 
 @pytest.mark.parametrize("op", [op for op, kind in KERNELS.items() if kind != "LAYER"])
