@@ -1,6 +1,7 @@
 """Products on a matrix unit (AMX), on its model in plain C, against a model of the instruction in NumPy."""
 
 import ctypes
+import faulthandler
 import os
 import re
 import signal
@@ -190,6 +191,7 @@ def ends(call):
     """How a child that runs ``call`` ends: 0, or the number of a signal."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()  # which would print the end that is meant
         call()
         os._exit(0)
     return os.WTERMSIG(os.waitpid(pid, 0)[1])
