@@ -7,7 +7,7 @@
  *     source_of(x, b, g, D)                  the rows x[b,g,:,:] of an array
  *     source_places(x, s, n, at)             at[i] = where row s + i lies, i < n <= 16
  *     source_floats(x, at, n, d, wide, row)  row[i] = columns d.. of those rows, up to 16: where they lie, or in wide[16 i]
- *     source_fetch(x, s)                     row s will be wanted soon; any s will do
+ *     source_fetch(x, s, d)                  the line of row s with column d will be wanted soon; any s will do
  *
  * Rows need not lie end to end, nor at one distance.  Of row[i] no more than min(16, D - d) floats are read.
  */
@@ -49,10 +49,8 @@ source_floats(const source *x, const place *at, size_t n, size_t d, float *wide,
 }
 
 static inline void
-source_fetch(const source *x, size_t s)
+source_fetch(const source *x, size_t s, size_t d)
 {
-    const char *row = x->first + (ptrdiff_t)s * x->step;
-    for (size_t at = 0; at < x->D * sizeof(elem); at += 64)
-        ck_prefetch(row + at);
+    ck_prefetch((const elem *)(x->first + (ptrdiff_t)s * x->step) + d);
 }
 #endif
