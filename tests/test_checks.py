@@ -14,6 +14,7 @@ CALLS = {
     "add": (normal(3, 8), normal(3, 8)),
     "add_rms_norm": (normal(3, 8), normal(3, 8), normal(8)),
     "attention": (normal(1, 2, 3, 4), normal(1, 1, 5, 4), normal(1, 1, 5, 4)),
+    "attention_varlen": (*[normal(3, 2, 4)] * 3, np.array([0, 1, 3]), np.array([0, 1, 3])),
     "cross_entropy": (normal(3, 8), np.array([1, 0, 7])),
     "embedding": (np.array([2, 0, 2]), normal(4, 8)),
     "l2_norm": (normal(3, 8),),

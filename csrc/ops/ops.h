@@ -11,6 +11,7 @@
 #include "ops/gemm_pack.h"
 #include "ops/gemm_tiles.h"
 #include "ops/attention.h"
+#include "ops/attention_varlen.h"
 #include "ops/clip_grad_norm.h"
 #include "ops/glu.h"
 #include "ops/kl_div.h"

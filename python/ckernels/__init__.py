@@ -34,6 +34,7 @@ from ckernels.ops.attention import (
     scaled_dot_product_attention_backward,
     scaled_dot_product_attention_forward,
 )
+from ckernels.ops.attention_varlen import attention_varlen, attention_varlen_backward, attention_varlen_forward
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
 from ckernels.ops.gelu import gelu, gelu_backward, gelu_forward
@@ -100,6 +101,7 @@ __all__ = [
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",
     "get_matmul_precision", "set_matmul_precision",
     "attention", "attention_backward", "attention_forward",
+    "attention_varlen", "attention_varlen_backward", "attention_varlen_forward",
     "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
