@@ -499,7 +499,10 @@ class TestGradients:
         )
         _, apart = untied.loss_and_grads(ids, targets)
         assert np.abs(apart[EMBEDDING]).max() > 0 and np.abs(apart[HEAD]).max() > 0
-        np.testing.assert_array_equal(grads[EMBEDDING], apart[HEAD] + apart[EMBEDDING])
+        once = np.bincount(ids.ravel(), minlength=257) <= 1  # the sum of several rows is rounded with the rest
+        np.testing.assert_array_equal(grads[EMBEDDING][once], (apart[HEAD] + apart[EMBEDDING])[once])
+        terms = np.maximum(np.abs(apart[HEAD]), np.abs(apart[EMBEDDING]))
+        assert (np.abs(grads[EMBEDDING] - (apart[HEAD] + apart[EMBEDDING])) <= np.spacing(terms)).all()
 
     def test_nothing_counted(self, rng):
         model, ids = Model(configs.tiny), draw(rng, 2, 3)

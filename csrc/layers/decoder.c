@@ -38,12 +38,19 @@ places(const ck_angles *at, size_t B, size_t T)
     return at->positions != NULL ? ck_rows(at->positions, B, T, sizeof *at->positions) : (ck_array){.data = NULL};
 }
 
-/* y [R,N] = x [R,K] * weightᵀ, weight [N,K] */
+/* y [R,N] = x [R,K] * weightᵀ + residual, weight [N,K]; the residual may be absent. */
+static ck_status
+project_onto(const ck_kernels *k, ck_array y, const float *x, const float *weight, ck_array residual, size_t R, size_t K,
+             size_t N)
+{
+    return ck_linear_fwd(k, &(struct ck_linear_fwd){.y = y, .x = ck_rows(x, R, K, WIDTH), .residual = residual,
+                                                    .weight = ck_rows(weight, N, K, WIDTH), .R = R, .K = K, .N = N});
+}
+
 static ck_status
 project(const ck_kernels *k, ck_array y, const float *x, const float *weight, size_t R, size_t K, size_t N)
 {
-    return ck_linear_fwd(k, &(struct ck_linear_fwd){.y = y, .x = ck_rows(x, R, K, WIDTH),
-                                                    .weight = ck_rows(weight, N, K, WIDTH), .R = R, .K = K, .N = N});
+    return project_onto(k, y, x, weight, (ck_array){.data = NULL}, R, K, N);
 }
 
 /* How the heads of every token are turned to where the token stands. */
@@ -143,15 +150,15 @@ attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_an
         TRY(ck_capture_attention(&(ck_attention_stages){.q = a->q_rope, .k = a->k_rope, .scores = a->scores,
                                                         .probs = a->probs, .B = B, .T = T, .H = H, .G = G, .D = D,
                                                         .scale = a->scale}));
-    TRY(project(k, ck_rows(a->proj, R, C, WIDTH), a->attn, a->o_weight, R, H * D, C));
-    return add(k, ck_rows(a->residual1, R, C, WIDTH), ck_merged(a->x), ck_rows(a->proj, R, C, WIDTH), R, C);
+    if (a->proj != NULL) /* for the capture alone */
+        TRY(project(k, ck_rows(a->proj, R, C, WIDTH), a->attn, a->o_weight, R, H * D, C));
+    return project_onto(k, ck_rows(a->residual1, R, C, WIDTH), a->attn, a->o_weight, ck_merged(a->x), R, H * D, C);
 }
 
 static ck_status
 mlp_block(const ck_kernels *k, const struct ck_decoder_fwd *a)
 {
     const size_t R = a->B * a->T, C = a->C, F = a->F;
-    const ck_array y = ck_merged(a->y), down = a->down != NULL ? ck_rows(a->down, R, C, WIDTH) : y;
 
     TRY(norm(k, ck_rows(a->residual1, R, C, WIDTH), a->ln2_weight, a->eps, a->ln2, a->rstd2, R, C));
     TRY(project(k, ck_rows(a->gate, R, F, WIDTH), a->ln2, a->gate_weight, R, C, F));
@@ -159,8 +166,9 @@ mlp_block(const ck_kernels *k, const struct ck_decoder_fwd *a)
     TRY(ck_swiglu_fwd(k, &(struct ck_swiglu_fwd){.y = ck_rows(a->act, R, F, WIDTH),
                                                  .gate = ck_rows(a->gate, R, F, WIDTH),
                                                  .up = ck_rows(a->up, R, F, WIDTH), .R = R, .F = F}));
-    TRY(project(k, down, a->act, a->down_weight, R, F, C));
-    return add(k, y, ck_rows(a->residual1, R, C, WIDTH), down, R, C);
+    if (a->down != NULL) /* for the capture alone */
+        TRY(project(k, ck_rows(a->down, R, C, WIDTH), a->act, a->down_weight, R, F, C));
+    return project_onto(k, ck_merged(a->y), a->act, a->down_weight, ck_rows(a->residual1, R, C, WIDTH), R, F, C);
 }
 
 /* Whether R rows of n floats can be there at all: without an element, sizes are bounded by nothing. */
@@ -196,7 +204,6 @@ forward(const ck_kernels *k, struct ck_decoder_fwd *a)
         return status;
     if (a->q == NULL) a->q = a->q_rope; /* in place */
     if (a->k == NULL) a->k = a->k_rope;
-    if (a->proj == NULL) a->proj = a->residual1;
     if (cached)
         place(a, placed, after);
     const ck_angles at = {a->cos, a->sin, a->P, a->K, cached ? placed : a->positions};
@@ -233,15 +240,17 @@ CK_RUN(decoder_fwd)
 
 /* ---- backward ---- */
 
-/* dx [R,K] and dweight [N,K] of y [R,N] = x * weightᵀ; dx is overwritten. */
+/* dx [R,K] and dweight [N,K] of y [R,N] = x * weightᵀ; dx is overwritten, or added to: `more` is another use of x. */
 static ck_status
-project_back(const ck_kernels *k, ck_array dy, const float *x, const float *weight, float *dx, float *dweight,
+project_back(const ck_kernels *k, ck_array dy, const float *x, const float *weight, float *dx, bool more, float *dweight,
              size_t R, size_t K, size_t N, bool accumulate)
 {
-    return ck_linear_bwd(k, &(struct ck_linear_bwd){
-        .dx = ck_rows(dx, R, K, WIDTH), .dweight = ck_rows(dweight, N, K, WIDTH), .dy = dy,
-        .x = ck_rows(x, R, K, WIDTH), .weight = ck_rows(weight, N, K, WIDTH), .accumulate = accumulate,
-        .R = R, .K = K, .N = N});
+    const ck_array rows = ck_rows(dx, R, K, WIDTH);
+    TRY(ck_gemm(k, &(struct ck_gemm){.c = rows, .a = dy, .b = ck_rows(weight, N, K, WIDTH),
+                                     .residual = more ? rows : (ck_array){.data = NULL}, .B = 1, .M = R, .N = K, .K = N}));
+    return ck_linear_bwd(k, &(struct ck_linear_bwd){.dweight = ck_rows(dweight, N, K, WIDTH), .dy = dy,
+                                                    .x = ck_rows(x, R, K, WIDTH), .accumulate = accumulate, .R = R, .K = K,
+                                                    .N = N});
 }
 
 static ck_status
@@ -253,21 +262,20 @@ norm_back(const ck_kernels *k, ck_array dx, float *dweight, const float *dy, ck_
                                                         .accumulate = accumulate, .R = R, .C = C});
 }
 
-/* From dy to d_residual1; `more` is a second buffer for a sum of two. */
+/* From dy to d_residual1. */
 static ck_status
-mlp_back(const ck_kernels *k, const struct ck_decoder_bwd *a, float *more)
+mlp_back(const ck_kernels *k, const struct ck_decoder_bwd *a)
 {
     const size_t R = a->B * a->T, C = a->C, F = a->F;
     const ck_array dy = ck_merged(a->dy), d_gate = ck_rows(a->d_gate, R, F, WIDTH), d_up = ck_rows(a->d_up, R, F, WIDTH);
-    const ck_array d_ln2 = ck_rows(a->d_ln2, R, C, WIDTH), d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH);
+    const ck_array d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH);
 
-    TRY(project_back(k, dy, a->act, a->down_weight, a->d_act, a->ddown_weight, R, F, C, a->accumulate));
+    TRY(project_back(k, dy, a->act, a->down_weight, a->d_act, false, a->ddown_weight, R, F, C, a->accumulate));
     TRY(ck_swiglu_bwd(k, &(struct ck_swiglu_bwd){.dgate = d_gate, .dup = d_up, .dy = ck_rows(a->d_act, R, F, WIDTH),
                                                  .gate = ck_rows(a->gate, R, F, WIDTH),
                                                  .up = ck_rows(a->up, R, F, WIDTH), .R = R, .F = F}));
-    TRY(project_back(k, d_gate, a->ln2, a->gate_weight, a->d_ln2, a->dgate_weight, R, C, F, a->accumulate));
-    TRY(project_back(k, d_up, a->ln2, a->up_weight, more, a->dup_weight, R, C, F, a->accumulate));
-    TRY(add(k, d_ln2, d_ln2, ck_rows(more, R, C, WIDTH), R, C));
+    TRY(project_back(k, d_gate, a->ln2, a->gate_weight, a->d_ln2, false, a->dgate_weight, R, C, F, a->accumulate));
+    TRY(project_back(k, d_up, a->ln2, a->up_weight, a->d_ln2, true, a->dup_weight, R, C, F, a->accumulate));
     TRY(norm_back(k, d_residual1, a->dln2_weight, a->d_ln2, ck_rows(a->residual1, R, C, WIDTH), a->ln2_weight, a->rstd2,
                   R, C, a->accumulate));
     return add(k, d_residual1, d_residual1, dy, R, C);
@@ -294,25 +302,22 @@ attend_back(const ck_kernels *k, const struct ck_decoder_bwd *a)
 
 /* From d_residual1 to dx. */
 static ck_status
-attention_back(const ck_kernels *k, const struct ck_decoder_bwd *a, float *more)
+attention_back(const ck_kernels *k, const struct ck_decoder_bwd *a)
 {
     const size_t B = a->B, T = a->T, R = B * T, C = a->C, H = a->H, G = a->G, D = a->D;
-    const ck_array d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH), d_ln1 = ck_rows(a->d_ln1, R, C, WIDTH);
-    const ck_array sum_of_two = ck_rows(more, R, C, WIDTH), dx = ck_merged(a->dx);
+    const ck_array d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH), dx = ck_merged(a->dx);
     const ck_angles at = {a->cos, a->sin, a->P, a->K, a->positions};
 
-    TRY(project_back(k, d_residual1, a->attn, a->o_weight, a->d_attn, a->do_weight, R, H * D, C, a->accumulate));
+    TRY(project_back(k, d_residual1, a->attn, a->o_weight, a->d_attn, false, a->do_weight, R, H * D, C, a->accumulate));
     TRY(attend_back(k, a));
     TRY(rotate_back(k, a->d_q, a->d_q_rope, &at, B, T, H, D));
     TRY(rotate_back(k, a->d_k, a->d_k_rope, &at, B, T, G, D));
-    TRY(project_back(k, ck_rows(a->d_q, R, H * D, WIDTH), a->ln1, a->q_weight, a->d_ln1, a->dq_weight, R, C, H * D,
+    TRY(project_back(k, ck_rows(a->d_q, R, H * D, WIDTH), a->ln1, a->q_weight, a->d_ln1, false, a->dq_weight, R, C, H * D,
                      a->accumulate));
-    TRY(project_back(k, ck_rows(a->d_k, R, G * D, WIDTH), a->ln1, a->k_weight, more, a->dk_weight, R, C, G * D,
+    TRY(project_back(k, ck_rows(a->d_k, R, G * D, WIDTH), a->ln1, a->k_weight, a->d_ln1, true, a->dk_weight, R, C, G * D,
                      a->accumulate));
-    TRY(add(k, d_ln1, d_ln1, sum_of_two, R, C));
-    TRY(project_back(k, ck_rows(a->d_v, R, G * D, WIDTH), a->ln1, a->v_weight, more, a->dv_weight, R, C, G * D,
+    TRY(project_back(k, ck_rows(a->d_v, R, G * D, WIDTH), a->ln1, a->v_weight, a->d_ln1, true, a->dv_weight, R, C, G * D,
                      a->accumulate));
-    TRY(add(k, d_ln1, d_ln1, sum_of_two, R, C));
     TRY(norm_back(k, dx, a->dln1_weight, a->d_ln1, ck_merged(a->x), a->ln1_weight, a->rstd1, R, C, a->accumulate));
     return add(k, dx, dx, d_residual1, R, C);
 }
@@ -321,13 +326,12 @@ static ck_status
 backward(const ck_kernels *k, struct ck_decoder_bwd *a)
 {
     const size_t R = a->B * a->T, C = a->C, all = R * a->H * a->D, group = R * a->G * a->D;
-    float *more = NULL;
     const ck_buffer buffers[] = {
         {(void **)&a->d_ln1, R * C * WIDTH}, {(void **)&a->d_v, group * WIDTH}, {(void **)&a->d_q_rope, all * WIDTH},
         {(void **)&a->d_k_rope, group * WIDTH}, {(void **)&a->d_attn, all * WIDTH},
         {(void **)&a->d_residual1, R * C * WIDTH}, {(void **)&a->d_ln2, R * C * WIDTH},
         {(void **)&a->d_gate, R * a->F * WIDTH}, {(void **)&a->d_up, R * a->F * WIDTH},
-        {(void **)&a->d_act, R * a->F * WIDTH}, {(void **)&more, R * C * WIDTH},
+        {(void **)&a->d_act, R * a->F * WIDTH},
     };
     void *block;
     size_t size;
@@ -337,9 +341,9 @@ backward(const ck_kernels *k, struct ck_decoder_bwd *a)
         return status;
     if (a->d_q == NULL) a->d_q = a->d_q_rope; /* in place */
     if (a->d_k == NULL) a->d_k = a->d_k_rope;
-    status = mlp_back(k, a, more);
+    status = mlp_back(k, a);
     if (status == CK_OK)
-        status = attention_back(k, a, more);
+        status = attention_back(k, a);
     ck_give(block, size);
     return status;
 }

@@ -21,9 +21,9 @@
  * what the rest give means nothing, and they see only what is real.
  *
  * Every stage has a buffer, and a caller who wants to see a stage, or to keep it for backward, gives the buffer; the
- * others come from the arena.  So capture costs nothing and cannot change the path.  `scores` and `probs` [B,H,T,T]
- * never exist otherwise: they are computed for the capture alone, in double, from q_rope and k_rope; a key that the
- * mask hides has its score there, and probability 0.
+ * others come from the arena.  So capture cannot change the path.  Some stages never exist otherwise, and are computed for
+ * the capture alone: `scores` and `probs` [B,H,T,T], in double, from q_rope and k_rope (a key that the mask hides has
+ * its score there, and probability 0), and `proj` and `down`, whose products are added to the residual as they are made.
  *
  * Refused before anything is written: heads that do not divide, a scale that is not finite, what rope refuses of its
  * table and positions, lengths and counts that the cache has no room for.  Backward refuses the same.

@@ -27,8 +27,7 @@ class _Passed(NamedTuple):
     embedding: tuple
     layers: list
     norm: tuple
-    head: tuple
-    loss: tuple
+    head: tuple  # gradients already: they are made with the loss
 
 
 class Model:
@@ -301,31 +300,32 @@ class Model:
 
     def _forward(self, ids, targets, reduction, arrays=None):
         """Run forward and keep what backward needs; ``arrays`` collects the stages."""
-        x, embedding = ck.embedding_forward(ids, self.params[_EMBEDDING])
+        outputs = ck.empty((len(self._layers) + 1, *ids.shape, self.config.hidden_size))
+        x, embedding = ck.embedding_forward(ids, self.params[_EMBEDDING], out=outputs[0])
         _keep(arrays, "embedding", x)
         layers = []
         for i, layer in enumerate(self.layers(ids.shape[1])):
             stages = None if arrays is None else {}
-            x, passed = layer.forward(x, stages=stages)
+            x, passed = layer.forward(x, stages=stages, out=outputs[i + 1])
             layers.append((layer, passed))
             for name in stages or ():
                 _keep(arrays, f"layers.{i}.{name}", stages[name])
         x, norm = ck.rms_norm_forward(x, self.params[_NORM], self.config.rms_norm_eps)
         _keep(arrays, "final_norm", x)
-        logits, head = ck.linear_forward(x, self._head())
-        _keep(arrays, "logits", logits)
+        if arrays is not None:  # logits are for the capture alone: the loss does without them
+            arrays["logits"] = ck.linear(x, self._head())
         if targets is None:
             return None, None
-        loss, passed = ck.cross_entropy_forward(logits, targets, reduction=reduction)
-        _keep(arrays, "loss", np.asarray(loss))
-        return loss, _Passed(embedding, layers, norm, head, passed)
+        loss, head = ck.linear_cross_entropy_grads(x, self._head(), targets, reduction=reduction)
+        if arrays is not None:
+            _, seen = ck.cross_entropy_forward(arrays["logits"], targets, reduction=reduction)
+            arrays |= {"loss": np.asarray(loss), "d_logits": ck.cross_entropy_backward(1.0, seen).logits}
+        return loss, _Passed(embedding, layers, norm, head)
 
     def _backward(self, passed, arrays=None):
         """Run backward; ``arrays`` collects the gradients of the stages."""
         grads = dict.fromkeys(self.params)
-        dy = ck.cross_entropy_backward(1.0, passed.loss).logits
-        _keep(arrays, "d_logits", dy)
-        head = ck.linear_backward(dy, passed.head)
+        head = passed.head
         _keep(arrays, "d_final_norm", head.x)
         norm = ck.rms_norm_backward(head.x, passed.norm)
         grads[_NORM], dy = norm.weight, norm.x
@@ -337,10 +337,9 @@ class Model:
             for name in stages or ():
                 _keep(arrays, f"layers.{i}.{name}", stages[name])
         _keep(arrays, "d_embedding", dy)
-        if self.config.tie_word_embeddings:
-            grads[_EMBEDDING] = head.weight
-            out = ck.embedding_backward(dy, passed.embedding)
-            ck.add(head.weight, out.weight, out=head.weight)
+        if self.config.tie_word_embeddings:  # added to the rows that were read, with no second table
+            both = ck.embedding_backward(dy, passed.embedding, out=(head.weight,), accumulate=True)
+            grads[_EMBEDDING] = both.weight
         else:
             grads[_HEAD] = head.weight
             grads[_EMBEDDING] = ck.embedding_backward(dy, passed.embedding).weight

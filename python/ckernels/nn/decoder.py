@@ -1,4 +1,5 @@
 """One decoder layer of the Llama family: forward, backward and decode, each one C call."""
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -43,6 +44,16 @@ class Context(NamedTuple):
     up: np.ndarray
     act: np.ndarray
     positions: np.ndarray | None
+
+
+def _carve(shapes):
+    """Return a float32 array of each shape by name, all of them parts of one block: the arena then keeps few of them."""
+    starts, total = {}, 0
+    for name, shape in shapes.items():
+        starts[name] = total
+        total += (math.prod(shape) + 15) // 16 * 16
+    block = empty((total,))
+    return {name: block[starts[name] : starts[name] + math.prod(shape)].reshape(shape) for name, shape in shapes.items()}
 
 
 def _as_read(name, array):
@@ -211,8 +222,8 @@ class DecoderLayer:
                   "rstd2": (B, T), "ln2": (B, T, C), "gate": (B, T, F), "up": (B, T, F), "act": (B, T, F),
                   "down": (B, T, C)}
         only_seen = ("q", "k", "scores", "probs", "proj", "down")
-        made = {name: empty(shape) if (stages is not None if name in only_seen else want) else None
-                for name, shape in shapes.items()}
+        made = dict.fromkeys(shapes) | _carve({name: shape for name, shape in shapes.items()
+                                               if (stages is not None if name in only_seen else want)})
         cos, sin = self._angles(positions, T)
         y = _ck.decoder_fwd(out, None, None, *made.values(), x, *self._weights(), cos, sin, positions, None, None,
                             self.config.rms_norm_eps, D ** -0.5)[0]
@@ -251,7 +262,7 @@ class DecoderLayer:
                   "d_q_rope": (B, T, H, D), "d_k_rope": (B, T, G, D), "d_scores": (B, H, T, T),
                   "d_probs": (B, H, T, T), "d_attn": (B, T, H, D), "d_residual1": (B, T, C), "d_ln2": (B, T, C),
                   "d_gate": (B, T, F), "d_up": (B, T, F), "d_act": (B, T, F)}
-        made = {name: empty(shape) if stages is not None else None for name, shape in shapes.items()}
+        made = dict.fromkeys(shapes) if stages is None else _carve(shapes)
         grads, add = self._gradients(accumulate_into)
         cos, sin = self._angles(ctx.positions, T)
         dx = _ck.decoder_bwd(None, *(grads[name].reshape(self._shapes[name]) for name in NAMES), *made.values(), dy,
@@ -266,15 +277,16 @@ class DecoderLayer:
         given = accumulate_into or {}
         if unknown := [name for name in given if name not in self.params]:
             raise ValueError(f"DecoderLayer.backward(): 'accumulate_into' has no parameter {', '.join(unknown)}")
-        grads = {}
+        grads = {name: given.get(name) for name in NAMES}
+        if not given:
+            return _carve({name: self.params[name].shape for name in NAMES}), False
         for name in NAMES:
-            grads[name] = given.get(name)
             if grads[name] is None:
-                grads[name] = np.zeros(self.params[name].shape, np.float32) if given else empty(self.params[name].shape)
+                grads[name] = np.zeros(self.params[name].shape, np.float32)
             elif np.shape(grads[name]) != self.params[name].shape or not grads[name].flags.c_contiguous:
                 raise ValueError(f"DecoderLayer.backward(): gradient '{name}' of shape {np.shape(grads[name])} does "
                                  f"not fit {self.params[name].shape}, contiguous")
-        return grads, bool(given)
+        return grads, True
 
     def decode(self, x, cache, *, counts=None, out=None):
         """Run the layer over new tokens of sequences whose earlier keys and values are in a cache.
