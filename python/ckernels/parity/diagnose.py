@@ -26,6 +26,9 @@ from .verdicts import Verdict
 _VARIANT = re.compile(r"(\((?:tiles of |blocks of )?)(\d+)(\))")
 _SECONDS = 20.0  # for pairs, at one stage
 _GAIN = 2.0  # a cause must at least halve the margin
+_SHARP = 4.0  # what fits so many times worse than the best, element by element, is out
+_NEAR = 1.5  # margins so near to one another tell nothing
+_ELEMENTS = 64  # fewer do not say how an error is spread
 _PAIRED = 10.0  # pairs are tried where the error is so many times the budget
 
 
@@ -253,7 +256,7 @@ def _explain(graft, target, margins, explained, lists):
         if not accepted and margins[target] > _PAIRED:
             accepted = _pairs(side, hypotheses, target, margins)
         if accepted:
-            return _finding(accepted, target)
+            return _finding(side, accepted, target)
     exact = graft.equations(Arithmetic())
     return Finding([target], known=describe(graft, target, exact.compute(target)))
 
@@ -276,11 +279,12 @@ def _pairs(graft, hypotheses, target, margins):
     return found
 
 
-def _finding(accepted, target):
+def _finding(graft, accepted, target):
     """The class of accepted hypotheses: those that explain most stages."""
     most = max(len(stages) for _, stages, _ in accepted)
     accepted = [entry for entry in accepted if len(entry[1]) == most]
-    accepted = _without_twins(sorted(accepted, key=lambda entry: entry[2]))
+    accepted = _told_apart(graft, sorted(accepted, key=lambda entry: entry[2]))
+    accepted = _without_fits(accepted)
     causes = {}
     for hypothesis, _, margin in accepted:
         causes.setdefault(hypothesis.name, margin)
@@ -291,23 +295,36 @@ def _finding(accepted, target):
     )  # fmt: skip
 
 
-def _without_twins(accepted):
-    """Of several numbers that are within a few percent of one another, the roundest."""
-    kept = []
-    for entry in sorted(accepted, key=lambda e: len(f"{e[0].value:g}") if e[0].value else 0):
-        value, family = entry[0].value, _family(entry[0])
-        twin = value and any(
-            other.value and _family(other) == family and math.isclose(value, other.value, rel_tol=0.05)
-            for other, _, _ in kept
-        )
-        if not twin:
-            kept.append(entry)
+def _told_apart(graft, accepted):
+    """Leave out what fits far worse, element by element, than the best: rounding alone cannot be undercut so far."""
+    stages = accepted[0][1]
+    if len(accepted) < 2 or sum(graft.given[stage].size for stage in stages) < _ELEMENTS:
+        return accepted
+    sharp = [max(graft.sharpness(stage, h.edits) for stage in stages) for h, _, _ in accepted]
+    limit = max(_SHARP * min(sharp), 1e-3)
+    return [entry for entry, value in zip(accepted, sharp, strict=True) if value <= limit]
+
+
+def _without_fits(accepted):
+    """Fitted numbers only where no usual one fits as well; of several, the one with fewest digits."""
+    usual = {_family(h) for h, _, margin in accepted if not h.fitted and margin <= _NEAR * accepted[0][2]}
+    kept, families = [], set()
+    best = {}
+    for h, _, margin in accepted:
+        best.setdefault(_family(h), margin)
+    for entry in sorted(accepted, key=lambda e: len(e[0].name)):
+        hypothesis, family = entry[0], _family(entry[0])
+        if hypothesis.fitted:
+            if family in usual or family in families or entry[2] > _NEAR * best[family] + 0.05:
+                continue
+            families.add(family)
+        kept.append(entry)
     return sorted(kept, key=lambda entry: entry[2])
 
 
 def _family(hypothesis):
-    """A name without its number."""
-    return re.sub(r"[\d.]+(e[+-]?\d+)?", "", hypothesis.name)
+    """What a number is of: norm: eps, rope: base, attention: scale."""
+    return " ".join(hypothesis.name.split()[:2]) + hypothesis.name.partition(" (")[2]
 
 
 def _again(graft, target, findings, margins):
