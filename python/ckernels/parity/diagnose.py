@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import time
 from dataclasses import dataclass, field
 
 from .arithmetic import Arithmetic
@@ -24,7 +23,7 @@ from .verdicts import Verdict
 
 # Variants that differ in a number which the inputs do not show: tiles, blocks, capacities.
 _VARIANT = re.compile(r"(\((?:tiles of |blocks of )?)(\d+)(\))")
-_SECONDS = 20.0  # for pairs, at one stage
+_PAIRS, _WORK = 4000, 50_000_000  # pairs tried at one stage, and elements over all of them
 _GAIN = 2.0  # a cause must at least halve the margin
 _SHARP = 4.0  # what fits so many times worse than the best, element by element, is out
 _NEAR = 1.5  # margins so near to one another tell nothing
@@ -263,11 +262,10 @@ def _explain(graft, target, margins, explained, lists):
 
 def _pairs(graft, hypotheses, target, margins):
     """Two mistakes at once; given up where more than a few pairs would do."""
-    end, found = time.monotonic() + _SECONDS, []
+    found = []
+    most = max(100, min(_PAIRS, _WORK // max(graft.given[target].size, 1)))  # a count, no clock: the same every time
     unique = list({tuple(sorted((k, repr(v)) for k, v in h.edits.items())): h for h in hypotheses}.values())
-    for a, b in itertools.combinations(unique, 2):
-        if time.monotonic() > end:
-            break
+    for a, b in itertools.islice(itertools.combinations(unique, 2), most):
         if any(a.edits[k].keys() & b.edits[k].keys() for k in a.edits.keys() & b.edits.keys()) or a.name == b.name:
             continue
         both = type(a)(f"{a.name} and {b.name}", merged(a.edits, b.edits), "; ".join(filter(None, (a.fix, b.fix))))
