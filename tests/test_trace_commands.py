@@ -30,7 +30,7 @@ def test_diagnose_names_the_mistake(folders, capsys):
     code = cli.main(["diagnose", folders("mlp gelu erf", "a"), folders("", "b", params=True)])
     out = capsys.readouterr().out
     assert code == 1
-    assert "layers.0..1.act: mlp: GELU (erf) for SiLU.\n  fix: the activation is SiLU" in out
+    assert "layers.0-1.act: mlp: GELU (erf) for SiLU.\n  fix: the activation is SiLU" in out
     assert out.index("layers.0.ln1") < out.index("STRUCTURAL: first at layers.0.act")
 
 

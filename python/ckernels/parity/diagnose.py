@@ -45,6 +45,8 @@ class Finding:
         What is known about the error, where there is no cause.
     equivalent : bool
         True where what follows does not see it.
+    also : list of str
+        Stages that the cause explains as well, where the inputs leave more than one.
     """
 
     stages: list
@@ -52,6 +54,7 @@ class Finding:
     fix: str = ""
     known: list = field(default_factory=list)
     equivalent: bool = False
+    also: list = field(default_factory=list)
     hypotheses: list = field(default_factory=list, repr=False)
 
     @property
@@ -75,6 +78,8 @@ class Finding:
         text = f"{places}: {names}"
         if len(self.names) > 1:
             text += " (these inputs cannot tell)"
+        if self.also:
+            text += f"; explains {_places(self.also)} too, where the inputs alone cannot tell"
         if self.equivalent:
             text += "; what follows does not see it: EQUIVALENT_AT_OUTPUT"
         return f"{text}.\n  fix: {self.fix}" if self.fix else text + "."
@@ -91,7 +96,7 @@ def _places(stages):
         layers = [i for i in layers if i is not None]
         if len(layers) > 1:
             whole = sorted(layers) == list(range(min(layers), max(layers) + 1))
-            span = f"{min(layers)}..{max(layers)}" if whole else ",".join(map(str, sorted(layers)))
+            span = f"{min(layers)}-{max(layers)}" if whole else ",".join(map(str, sorted(layers)))
             parts.append(f"layers.{span}.{stage}")
         else:
             parts.append(f"layers.{layers[0]}.{stage}" if layers else stage)
@@ -141,7 +146,7 @@ class Diagnosis:
             "schema": 1, "tool": "ck.parity.diagnose", "verdict": str(self.verdict), "stage": self.stage,
             "layer": self.layer, "causes": [{"name": n, "margin": m} for n, m in self.causes],
             "findings": [{"stages": f.stages, "causes": [{"name": n, "margin": m} for n, m in f.causes], "fix": f.fix,
-                          "known": f.known, "equivalent": f.equivalent} for f in self.findings],
+                          "known": f.known, "equivalent": f.equivalent, "also": f.also} for f in self.findings],
             "exit_code": self.exit_code, "text": str(self), "diff": self.diff.to_dict(),
         }  # fmt: skip
 
@@ -348,16 +353,23 @@ def _kind(name):
 
 
 def _joined(findings):
-    """Findings with the same causes as one."""
-    joined = {}
-    for finding in findings:
-        key = tuple(sorted(finding.names)) or id(finding)
-        if key in joined:
-            joined[key].stages += finding.stages
-            joined[key].equivalent &= finding.equivalent
+    """Findings with the same causes as one; a class that holds the cause of another finding is taken for the same."""
+    joined, before = [], [Finding(list(f.stages)) for f in findings]
+    for finding in sorted(findings, key=lambda f: (not f.causes, len(f.names))):
+        for other in joined:
+            common = set(finding.names) & set(other.names)
+            if common and _kind(finding.stages[0]) == _kind(other.stages[0]):
+                if set(finding.names) == set(other.names):
+                    other.stages += finding.stages
+                    other.also += finding.also
+                else:
+                    other.also += finding.stages + finding.also
+                other.equivalent &= finding.equivalent
+                break
         else:
-            joined[key] = finding
-    return list(joined.values())
+            joined.append(finding)
+    order = {stage: k for k, finding in enumerate(before) for stage in finding.stages}
+    return sorted(joined, key=lambda f: min(order[stage] for stage in f.stages + f.also))
 
 
 def _unseen(graft, finding, margins):

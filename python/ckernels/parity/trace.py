@@ -2,7 +2,7 @@
 
 The folder holds ``manifest.json`` and two safetensors files, ``arrays.safetensors`` and ``inputs.safetensors``. The
 manifest lists every array with its shape and dtype, so that a truncated or foreign file is told apart from a good one.
-``docs/stages.md`` has the names of the stages, their equations and their shapes, and the format of the folder.
+``docs/stages.md`` has the names of the stages, their equations and their shapes, ``docs/traces.md`` the format.
 """
 
 from __future__ import annotations
