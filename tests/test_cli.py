@@ -14,7 +14,7 @@ import pytest
 from ckernels import cli
 from ckernels.parity import compare, levels, report
 
-COMMANDS = ["parity", "compare", "bench", "generate", "fetch", "doctor"]
+COMMANDS = ["parity", "compare", "diagnose", "bench", "generate", "fetch", "doctor"]
 
 
 @pytest.fixture

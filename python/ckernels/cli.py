@@ -14,6 +14,7 @@ import time
 import traceback
 
 from .bench.options import add_bench
+from .parity.options import add_diagnose
 
 _CODES = """\
 exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer and no bound); 3 vacuous (nothing was compared);
@@ -78,6 +79,7 @@ def _parser():
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_parity(commands)
     _add_compare(commands)
+    add_diagnose(commands).set_defaults(run=_diagnose)
     add_bench(commands).set_defaults(run=_bench)
     _add_generate(commands)
     fetch = commands.add_parser(
@@ -143,7 +145,8 @@ def _add_compare(commands):
         "compare",
         help="compare two files of arrays",
         description="Compare the arrays of A with those of the same name in B. A file is .npy, .npz or .safetensors; a "
-        "folder holds any number of them. B is taken for exact: float64 from an independent computation, if you can.",
+        "folder holds any number of them. B is taken for exact: float64 from an independent computation, if you can. "
+        "Of two traces: the first stage whose inputs agree and whose output differs.",
         epilog="Without --peer, --bound or --bitwise only equal or broken arrays have a verdict; the rest is "
         "undecided. " + _CODES,
     )
@@ -153,9 +156,17 @@ def _add_compare(commands):
     compare.add_argument("--peer", metavar="C", help="another implementation's arrays: their error sets the budget")
     compare.add_argument("--bound", type=_limit, metavar="X", help="largest allowed difference of an element")
     compare.add_argument("--bitwise", action="store_true", help="demand equal bits")
+    compare.add_argument("--model", metavar="MODEL", help="of two traces: recompute the stages of A with this model")
+    compare.add_argument("--names", metavar="FILE", help="of two traces: JSON that maps foreign names to stages")
     compare.add_argument(
         "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
     )
+
+
+def _diagnose(arguments):
+    from .parity.commands import diagnose_traces
+
+    return diagnose_traces(arguments, UsageError, _model_path)
 
 
 def _add_generate(commands):
@@ -283,57 +294,19 @@ def _run_level(name, options, outputs, arguments):
 # ck compare
 
 
-def _read_arrays(path):
-    """Read {name: array} of a .npy, .npz or .safetensors file, or of all such files in a folder."""
-    import numpy as np
-
-    path = pathlib.Path(path)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".npy", ".npz", ".safetensors"))
-        if not files:
-            raise UsageError(f"{path}: no .npy, .npz or .safetensors file in this folder")
-        arrays = {}
-        for file in files:
-            for name, array in _read_arrays(file).items():
-                name = file.stem if file.suffix == ".npy" else name
-                if name in arrays:
-                    raise UsageError(f"{file}: '{name}' is in another file of the folder too")
-                arrays[name] = array
-        return arrays
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file or folder")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in (".npy", ".npz"):
-        raise UsageError(f"{path}: neither .npy, .npz nor .safetensors")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            with loaded:
-                return {name: loaded[name] for name in loaded.files}
-        return {"array": loaded}
-    except Exception as error:  # zip, header and data errors have many types; all mean the file is unreadable
-        raise UsageError(f"{path}: {error or type(error).__name__}") from None
-
-
-def _read_safetensors(path):
-    try:
-        import ml_dtypes  # noqa: F401  (gives NumPy the bfloat16 that the reader asks for)
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise UsageError(f"{path}: reading it needs {error.name}: pip install 'ckernels[parity]'") from None
-    try:
-        return load_file(path)
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
 def _compare(arguments):
-    from .parity import compare, levels, machine, report
+    from .parity import commands, compare, levels, machine, report
+    from .parity.files import FileError, read_arrays
 
-    actual, exact = _read_arrays(arguments.actual), _read_arrays(arguments.exact)
-    peer = _read_arrays(arguments.peer) if arguments.peer else {}
+    if all(commands.is_trace(path) for path in (arguments.actual, arguments.exact)) and not (
+        arguments.peer or arguments.bound is not None or arguments.bitwise
+    ):
+        return commands.compare_traces(arguments, UsageError, _model_path)
+    try:
+        actual, exact = read_arrays(arguments.actual), read_arrays(arguments.exact)
+        peer = read_arrays(arguments.peer) if arguments.peer else {}
+    except FileError as error:
+        raise UsageError(str(error)) from None
     if len(actual) == len(exact) == 1:  # two plain arrays need no common name
         name = next(iter(exact))
         actual = {name: next(iter(actual.values()))}

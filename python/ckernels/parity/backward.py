@@ -213,6 +213,8 @@ def parameter_gradient(
     if kind in ("q_norm", "k_norm"):
         d = g.at(index, f"d_{kind}")
         return gain * _norm_weight(g, d, g.at(index, kind[0]), unnormed)
+    if kind == "self_attn" and parts[-1] == "sinks":
+        return gain * _sinks(g, index)
     stage = next((stage for stage, place in LINEAR.items() if place.endswith(kind)), None)
     if stage is None:
         raise Missing(f"the gradient of '{name}' is not written down")
@@ -240,6 +242,13 @@ def _norm_weight(g, dy, x, unnormed):
     r = 1 / np.sqrt(number.mean(x * x) + number.dtype.type(g.settings.eps))
     terms = dy * (x if unnormed else number(x * r))
     return number.sum(terms.reshape(-1, terms.shape[-1]), axis=0)
+
+
+def _sinks(g, i):
+    """A sink has no value: its gradient is minus its probability times the row's Σ p · dp, summed over rows."""
+    probs, d = g.at(i, "probs"), g.at(i, "d_probs")
+    rows = (1 - g.number.sum(probs)) * g.number.sum(probs * d)
+    return -rows.sum((0, 2))
 
 
 def _scatter(g, last):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import time
 from dataclasses import dataclass, field
 
 from .arithmetic import Arithmetic
@@ -24,8 +23,11 @@ from .verdicts import Verdict
 
 # Variants that differ in a number which the inputs do not show: tiles, blocks, capacities.
 _VARIANT = re.compile(r"(\((?:tiles of |blocks of )?)(\d+)(\))")
-_SECONDS = 20.0  # for pairs, at one stage
+_PAIRS, _WORK = 4000, 50_000_000  # pairs tried at one stage, and elements over all of them
 _GAIN = 2.0  # a cause must at least halve the margin
+_SHARP = 4.0  # what fits so many times worse than the best, element by element, is out
+_NEAR = 1.5  # margins so near to one another tell nothing
+_ELEMENTS = 64  # fewer do not say how an error is spread
 _PAIRED = 10.0  # pairs are tried where the error is so many times the budget
 
 
@@ -43,6 +45,8 @@ class Finding:
         What is known about the error, where there is no cause.
     equivalent : bool
         True where what follows does not see it.
+    also : list of str
+        Stages that the cause explains as well, where the inputs leave more than one.
     """
 
     stages: list
@@ -50,6 +54,7 @@ class Finding:
     fix: str = ""
     known: list = field(default_factory=list)
     equivalent: bool = False
+    also: list = field(default_factory=list)
     hypotheses: list = field(default_factory=list, repr=False)
 
     @property
@@ -73,6 +78,8 @@ class Finding:
         text = f"{places}: {names}"
         if len(self.names) > 1:
             text += " (these inputs cannot tell)"
+        if self.also:
+            text += f"; explains {_places(self.also)} too, where the inputs alone cannot tell"
         if self.equivalent:
             text += "; what follows does not see it: EQUIVALENT_AT_OUTPUT"
         return f"{text}.\n  fix: {self.fix}" if self.fix else text + "."
@@ -89,7 +96,7 @@ def _places(stages):
         layers = [i for i in layers if i is not None]
         if len(layers) > 1:
             whole = sorted(layers) == list(range(min(layers), max(layers) + 1))
-            span = f"{min(layers)}..{max(layers)}" if whole else ",".join(map(str, sorted(layers)))
+            span = f"{min(layers)}-{max(layers)}" if whole else ",".join(map(str, sorted(layers)))
             parts.append(f"layers.{span}.{stage}")
         else:
             parts.append(f"layers.{layers[0]}.{stage}" if layers else stage)
@@ -139,7 +146,7 @@ class Diagnosis:
             "schema": 1, "tool": "ck.parity.diagnose", "verdict": str(self.verdict), "stage": self.stage,
             "layer": self.layer, "causes": [{"name": n, "margin": m} for n, m in self.causes],
             "findings": [{"stages": f.stages, "causes": [{"name": n, "margin": m} for n, m in f.causes], "fix": f.fix,
-                          "known": f.known, "equivalent": f.equivalent} for f in self.findings],
+                          "known": f.known, "equivalent": f.equivalent, "also": f.also} for f in self.findings],
             "exit_code": self.exit_code, "text": str(self), "diff": self.diff.to_dict(),
         }  # fmt: skip
 
@@ -253,18 +260,17 @@ def _explain(graft, target, margins, explained, lists):
         if not accepted and margins[target] > _PAIRED:
             accepted = _pairs(side, hypotheses, target, margins)
         if accepted:
-            return _finding(accepted, target)
+            return _finding(side, accepted, target)
     exact = graft.equations(Arithmetic())
     return Finding([target], known=describe(graft, target, exact.compute(target)))
 
 
 def _pairs(graft, hypotheses, target, margins):
     """Two mistakes at once; given up where more than a few pairs would do."""
-    end, found = time.monotonic() + _SECONDS, []
+    found = []
+    most = max(100, min(_PAIRS, _WORK // max(graft.given[target].size, 1)))  # a count, no clock: the same every time
     unique = list({tuple(sorted((k, repr(v)) for k, v in h.edits.items())): h for h in hypotheses}.values())
-    for a, b in itertools.combinations(unique, 2):
-        if time.monotonic() > end:
-            break
+    for a, b in itertools.islice(itertools.combinations(unique, 2), most):
         if any(a.edits[k].keys() & b.edits[k].keys() for k in a.edits.keys() & b.edits.keys()) or a.name == b.name:
             continue
         both = type(a)(f"{a.name} and {b.name}", merged(a.edits, b.edits), "; ".join(filter(None, (a.fix, b.fix))))
@@ -276,11 +282,12 @@ def _pairs(graft, hypotheses, target, margins):
     return found
 
 
-def _finding(accepted, target):
+def _finding(graft, accepted, target):
     """The class of accepted hypotheses: those that explain most stages."""
     most = max(len(stages) for _, stages, _ in accepted)
     accepted = [entry for entry in accepted if len(entry[1]) == most]
-    accepted = _without_twins(sorted(accepted, key=lambda entry: entry[2]))
+    accepted = _told_apart(graft, sorted(accepted, key=lambda entry: entry[2]))
+    accepted = _without_fits(accepted)
     causes = {}
     for hypothesis, _, margin in accepted:
         causes.setdefault(hypothesis.name, margin)
@@ -291,23 +298,36 @@ def _finding(accepted, target):
     )  # fmt: skip
 
 
-def _without_twins(accepted):
-    """Of several numbers that are within a few percent of one another, the roundest."""
-    kept = []
-    for entry in sorted(accepted, key=lambda e: len(f"{e[0].value:g}") if e[0].value else 0):
-        value, family = entry[0].value, _family(entry[0])
-        twin = value and any(
-            other.value and _family(other) == family and math.isclose(value, other.value, rel_tol=0.05)
-            for other, _, _ in kept
-        )
-        if not twin:
-            kept.append(entry)
+def _told_apart(graft, accepted):
+    """Leave out what fits far worse, element by element, than the best: rounding alone cannot be undercut so far."""
+    stages = accepted[0][1]
+    if len(accepted) < 2 or sum(graft.given[stage].size for stage in stages) < _ELEMENTS:
+        return accepted
+    sharp = [max(graft.sharpness(stage, h.edits) for stage in stages) for h, _, _ in accepted]
+    limit = max(_SHARP * min(sharp), 1e-3)
+    return [entry for entry, value in zip(accepted, sharp, strict=True) if value <= limit]
+
+
+def _without_fits(accepted):
+    """Fitted numbers only where no usual one fits as well; of several, the one with fewest digits."""
+    usual = {_family(h) for h, _, margin in accepted if not h.fitted and margin <= _NEAR * accepted[0][2]}
+    kept, families = [], set()
+    best = {}
+    for h, _, margin in accepted:
+        best.setdefault(_family(h), margin)
+    for entry in sorted(accepted, key=lambda e: len(e[0].name)):
+        hypothesis, family = entry[0], _family(entry[0])
+        if hypothesis.fitted:
+            if family in usual or family in families or entry[2] > _NEAR * best[family] + 0.05:
+                continue
+            families.add(family)
+        kept.append(entry)
     return sorted(kept, key=lambda entry: entry[2])
 
 
 def _family(hypothesis):
-    """A name without its number."""
-    return re.sub(r"[\d.]+(e[+-]?\d+)?", "", hypothesis.name)
+    """What a number is of: norm: eps, rope: base, attention: scale."""
+    return " ".join(hypothesis.name.split()[:2]) + hypothesis.name.partition(" (")[2]
 
 
 def _again(graft, target, findings, margins):
@@ -333,16 +353,23 @@ def _kind(name):
 
 
 def _joined(findings):
-    """Findings with the same causes as one."""
-    joined = {}
-    for finding in findings:
-        key = tuple(sorted(finding.names)) or id(finding)
-        if key in joined:
-            joined[key].stages += finding.stages
-            joined[key].equivalent &= finding.equivalent
+    """Findings with the same causes as one; a class that holds the cause of another finding is taken for the same."""
+    joined, before = [], [Finding(list(f.stages)) for f in findings]
+    for finding in sorted(findings, key=lambda f: (not f.causes, len(f.names))):
+        for other in joined:
+            common = set(finding.names) & set(other.names)
+            if common and _kind(finding.stages[0]) == _kind(other.stages[0]):
+                if set(finding.names) == set(other.names):
+                    other.stages += finding.stages
+                    other.also += finding.also
+                else:
+                    other.also += finding.stages + finding.also
+                other.equivalent &= finding.equivalent
+                break
         else:
-            joined[key] = finding
-    return list(joined.values())
+            joined.append(finding)
+    order = {stage: k for k, finding in enumerate(before) for stage in finding.stages}
+    return sorted(joined, key=lambda f: min(order[stage] for stage in f.stages + f.also))
 
 
 def _unseen(graft, finding, margins):

@@ -41,14 +41,14 @@ def _pairs(graft, index):
 def base(graft, index):
     """Bases of the angles that fit best."""
     for turned in _pairs(graft, index):
-        batch, tokens, pairs = turned.shape
+        batch, tokens, _ = turned.shape
         if tokens < 2 or not np.isfinite(turned).all():
             return []
         at = graft.equations(Arithmetic()).positions(batch, tokens)
 
-        def score(log, turned=turned, at=at, pairs=pairs):
-            phi = at[..., None] * np.exp(-log * np.arange(pairs) / pairs)
-            return float((turned * np.exp(-1j * phi)).real.sum())
+        def score(log, turned=turned, at=at):
+            turns, _ = graft.settings.frequencies(int(at.max(initial=0)) + 1, base=float(np.exp(log)))
+            return float((turned * np.exp(-1j * at[..., None] * turns)).real.sum())
 
         grid = np.linspace(np.log(10), np.log(1e9), 400)
         best = grid[int(np.argmax([score(log) for log in grid]))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arithmetic import Arithmetic
+from .arithmetic import Arithmetic, round_to
 from .equations import Equations, Missing, Weights
 from .figures import FORMATS, _round_to
 from .settings import Settings
@@ -146,25 +146,48 @@ class Graft:
             merged(self.assume, edits or {}), drop,
         )  # fmt: skip
 
-    def parties(self, edits=None, drop=frozenset()):
+    def parties(self, edits=None, drop=frozenset(), stage=""):
         """Exact, and the two peers: sums as BLAS does them, and one term after the other."""
-        name = self.format
-        return [self.equations(n, edits, drop) for n in (Arithmetic(), Arithmetic(name), Arithmetic(name, True))]
+        return [self.equations(n, edits, drop) for n in self.numbers(stage)]
+
+    def numbers(self, stage=""):
+        """The arithmetic of the three parties."""
+        name = self.format_of(stage)
+        return Arithmetic(), Arithmetic(name), Arithmetic(name, True)
+
+    def format_of(self, stage):
+        """The number format of a stage: the candidate's; but the loss of a 16-bit model may be float32."""
+        if stage == "loss" and self.format in ("float16", "bfloat16") and stage in self.given:
+            loss = np.asarray(self.given[stage]).astype(np.float32)
+            return self.format if np.array_equal(round_to(loss, self.format), loss) else "float32"
+        return self.format
 
     def judge(self, stage, parties):
         """Recompute a stage with all parties and judge the candidate's; also returns the exact value."""
+        if self.format_of(stage) != parties[1].number.name:
+            parties = [self.equations(n, parties[0].edits, parties[0].drop) for n in self.numbers(stage)]
         want, *peers = [party.compute(stage) for party in parties]
         found = np.asarray(self.given[stage]).astype(np.float64)
-        return judge(found, want, peers, self.format), want
+        return judge(found, want, peers, self.format_of(stage)), want
 
     def margin(self, stage, edits):
         """The margin of a stage under edits; infinite as soon as that is clear."""
-        exact, *peers = self.parties(edits)
+        exact, *peers = self.parties(edits, stage=stage)
         found = np.asarray(self.given[stage]).astype(np.float64)
-        want = exact.compute(stage)
-        if want.shape != found.shape or far(found, want, self.format):
+        want, name = exact.compute(stage), self.format_of(stage)
+        if want.shape != found.shape or far(found, want, name):
             return math.inf
-        return judge(found, want, [peer.compute(stage) for peer in peers], self.format).margin
+        return judge(found, want, [peer.compute(stage) for peer in peers], name).margin
+
+    def sharpness(self, stage, edits):
+        """RMS of each element's error over what rounding may cost it: small errors count in small elements."""
+        want, *peers = [party.compute(stage) for party in self.parties(edits, stage=stage)]
+        found = np.asarray(self.given[stage]).astype(np.float64)
+        good = np.isfinite(want) & np.isfinite(found)
+        spread = np.max([np.abs(np.where(np.isfinite(p), p, 0) - want) for p in peers], axis=0)[good]
+        own = FORMATS[self.format_of(stage)].eps * np.abs(want[good])
+        least = max(0.1 * _size(spread)[1] if self.format == "float32" else 0.0, 2.0**-140)
+        return _size(np.abs(found - want)[good] / (own + spread + least))[1]
 
     def chain(self, stage):
         """The stages between the candidate's own and this one, itself included."""

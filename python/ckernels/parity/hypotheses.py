@@ -32,14 +32,14 @@ class Hypothesis:
         Stage to the keywords of its equation under this mistake.
     fix : str
         What to do about it.
-    value : float or None
-        The free number, where there is one that was fitted.
+    fitted : bool
+        Its number was estimated from the candidate.
     """
 
     name: str
     edits: dict = field(hash=False)
     fix: str = ""
-    value: float | None = None
+    fitted: bool = False
 
 
 def catalogue(graft, index):
@@ -95,8 +95,8 @@ def _norms(graft, index):
             continue
         width = s.head_dim if stage in ("q_norm", "k_norm") else s.hidden
 
-        def make(name, fix, stage=stage, value=None, **edit):
-            return Hypothesis(f"norm: {name}", {stage: edit}, fix, value)
+        def make(name, fix, stage=stage, fitted=False, **edit):
+            return Hypothesis(f"norm: {name}", {stage: edit}, fix, fitted)
 
         yield make("missing", "apply the norm before the projection", off=True)
         yield make("weight missing", "multiply by the norm's weight", weightless=True)
@@ -106,7 +106,7 @@ def _norms(graft, index):
         for eps in dict.fromkeys((*EPSILONS, *fitted)):
             if abs(eps - s.eps) > 1e-2 * s.eps:
                 name = "eps dropped" if eps == 0 else f"eps {eps:g}"
-                yield make(name, f"use rms_norm_eps = {s.eps:g}", value=eps, eps=eps)
+                yield make(name, f"use rms_norm_eps = {s.eps:g}", fitted=eps not in EPSILONS, eps=eps)
         yield make("eps outside the root", "add eps to the mean square, inside the root", outside=True)
         yield make("mean subtracted", "divide by the root mean square alone; the mean stays", centred=True)
         for n in dict.fromkeys((width - 1, width + 1, width // 2, 2 * width, s.head_dim, s.hidden, 1)):

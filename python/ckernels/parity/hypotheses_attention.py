@@ -50,10 +50,10 @@ def rope(graft, index):
     yield Hypothesis("rope: q only", {"k_rope": {"off": True}}, "rotate the keys too")
     yield Hypothesis("rope: k only", {"q_rope": {"off": True}}, "rotate the queries too")
     for name, fix, edit in table:
-        value = edit.get("base")
-        yield Hypothesis(f"rope: {name}", {"q_rope": edit, "k_rope": edit}, fix, value)
-        yield Hypothesis(f"rope: {name} (q alone)", {"q_rope": edit}, fix, value)
-        yield Hypothesis(f"rope: {name} (k alone)", {"k_rope": edit}, fix, value)
+        fitted = edit.get("base", BASES[0]) not in BASES or abs(edit.get("shift", 1)) != 1
+        yield Hypothesis(f"rope: {name}", {"q_rope": edit, "k_rope": edit}, fix, fitted)
+        yield Hypothesis(f"rope: {name} (q alone)", {"q_rope": edit}, fix, fitted)
+        yield Hypothesis(f"rope: {name} (k alone)", {"k_rope": edit}, fix, fitted)
     if f"model.layers.{index}.self_attn.q_norm.weight" in graft.weights:
         edits = {f"{x}_{part}": {"post": _norm_after_rope} for x in "qk" for part in ("norm", "rope")}
         yield Hypothesis("norm: after rope", edits, "normalise the heads before they are rotated")
@@ -75,8 +75,8 @@ def _norm_after_rope(g, name, value):
 def attention(graft, index):
     s = graft.settings
 
-    def make(name, fix, value=None, **edits):
-        return Hypothesis(f"attention: {name}", edits, fix, value)
+    def make(name, fix, fitted=False, **edits):
+        return Hypothesis(f"attention: {name}", edits, fix, fitted)
 
     fix = f"scale the scores by {s.scale:.6g}"
     factors = {
@@ -88,12 +88,13 @@ def attention(graft, index):
         "scale sqrt(D)": s.head_dim**0.5,
         "scale × 1.05": 1.05 * s.scale,
     }
+    usual = set(factors)
     for times in fits.scale(graft, index):
         if min(abs(times * s.scale / f - 1) for f in factors.values()) > 1e-3:
             factors[f"scale × {times:g}"] = times * s.scale
     for name, factor in factors.items():
         if abs(factor / s.scale - 1) > 1e-9:
-            yield make(name, fix, factor, scores={"factor": factor})
+            yield make(name, fix, name not in usual, scores={"factor": factor})
     if s.softcap:
         yield make(
             "softcap missing", f"cap the scores: {s.softcap:g} · tanh(x / {s.softcap:g})", scores={"capless": True}

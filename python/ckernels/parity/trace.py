@@ -2,7 +2,7 @@
 
 The folder holds ``manifest.json`` and two safetensors files, ``arrays.safetensors`` and ``inputs.safetensors``. The
 manifest lists every array with its shape and dtype, so that a truncated or foreign file is told apart from a good one.
-``docs/stages.md`` has the names of the stages, their equations and their shapes, and the format of the folder.
+``docs/stages.md`` has the names of the stages, their equations and their shapes, ``docs/traces.md`` the format.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from .digests import digest
 
 FORMAT = "ckernels-trace"
 SCHEMA = 1
@@ -49,18 +51,26 @@ class Trace:
         self.config = _plain_config(config)
         self.arrays = _checked_arrays("arrays", arrays)
         self.inputs = _checked_arrays("inputs", inputs)
+        self._hashes = {}
 
     def __repr__(self):
         """Say how many arrays there are, and the names of the inputs."""
         return f"Trace({len(self.arrays)} arrays, inputs: {', '.join(self.inputs) or 'none'})"
 
-    def save(self, folder):
+    @property
+    def hashes(self):
+        """Shape, dtype, sha256, RMS and maximum of every array; all that is left of a trace saved as hashes."""
+        return self._hashes or {name: digest(array) for name, array in self.arrays.items()}
+
+    def save(self, folder, *, hashes=False):
         """Write the folder.
 
         Parameters
         ----------
         folder : path
             Made if it is missing. A folder with other files in it is refused; an earlier trace in it is replaced.
+        hashes : bool
+            Leave the arrays out and keep what `hashes` says of them: a few kilobytes for a model of any size.
 
         Raises
         ------
@@ -78,17 +88,19 @@ class Trace:
         foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours)
         if foreign:
             raise FileExistsError(f"{folder}: '{foreign[0]}' is no part of a trace; choose an empty folder")
+        kept = {"arrays": {} if hashes else self.arrays, "inputs": self.inputs}
         manifest = {"format": FORMAT, "schema": SCHEMA, "config": self.config}
+        if hashes or self._hashes:
+            manifest["hashes"] = self.hashes
         for part in _FILES:
             manifest[part] = {
-                name: {"shape": list(array.shape), "dtype": array.dtype.name}
-                for name, array in getattr(self, part).items()
+                name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in kept[part].items()
             }
         # The manifest goes first and comes back last: a save that was cut short leaves no folder that loads.
         (folder / "manifest.json").unlink(missing_ok=True)
         for part, name in _FILES.items():
-            save_file({key: np.ascontiguousarray(array).reshape(array.shape)
-                       for key, array in getattr(self, part).items()}, folder / name)  # fmt: skip
+            plain = {key: np.ascontiguousarray(array).reshape(array.shape) for key, array in kept[part].items()}
+            save_file(plain, folder / name)
         pending = folder / "manifest.json.part"
         pending.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         os.replace(pending, folder / "manifest.json")
@@ -118,11 +130,15 @@ class Trace:
         place = folder / "manifest.json"
         manifest = _read_manifest(place)
         parts = {part: _read_arrays(folder / name, place, part, manifest[part]) for part, name in _FILES.items()}
-        return cls(manifest["config"], **parts)
+        trace = cls(manifest["config"], **parts)
+        trace._hashes = manifest.get("hashes", {})
+        return trace
 
 
 def _safetensors():
     """Import the package that reads and writes arrays; the ImportError says what to install."""
+    with contextlib.suppress(ImportError):
+        import ml_dtypes  # noqa: F401  (gives NumPy the bfloat16 that a file may hold)
     try:
         import safetensors.numpy
     except ImportError:
@@ -167,6 +183,7 @@ def _checked_arrays(what, arrays):
             value = value.detach().cpu()
             value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         array = np.asarray(value)
+        array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # which holds every one of them
         if array.dtype.kind not in "fiub":
             raise TypeError(f"Trace: {what}['{name}'] of dtype {array.dtype} does not hold numbers")
         checked[name] = array
@@ -192,6 +209,12 @@ def _read_manifest(place):
     for part in ("config", *_FILES):
         if not isinstance(manifest.get(part), dict):
             raise ValueError(f"{place}: '{part}' is not an object")
+    if not isinstance(manifest.get("hashes", {}), dict):
+        raise ValueError(f"{place}: 'hashes' is not an object")
+    for name, entry in manifest.get("hashes", {}).items():
+        _check_entry(f"{place}: hashes['{name}']", entry)
+        if not isinstance(entry.get("sha256"), str):
+            raise ValueError(f"{place}: hashes['{name}']: needs 'sha256'")
     for part in _FILES:
         for name, entry in manifest[part].items():
             _check_entry(f"{place}: {part}['{name}']", entry)

@@ -1,0 +1,127 @@
+"""How well `diagnose` does on an implementation that is not its own: ``python -m ckernels.parity.acceptance``.
+
+Counts mistakes that are named uniquely or in a class of two, wrong names, names given to mistakes that are not in the
+catalogue, and false alarms on correct runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import sys
+import time
+
+from .diagnose import diagnose
+from .diff import diff
+from .independent import CONFIG, Block, inputs, parameters
+from .planted import FAULTS, FOREIGN
+from .trace import Trace
+
+#: Where the loss begins, gradients of it are not written in the second implementation.
+OUTCOMES = ("unique", "class of two", "larger class", "below the floor", "none", "wrong stage", "wrong name")
+
+
+def candidate(fault="", dtype="float32", seed=0, tokens=37, start=0):
+    """A trace of the second implementation, and the model that it should be."""
+    params, given = parameters(seed, dtype), inputs(seed, tokens, start)
+    arrays = Block(params, fault, dtype).forward(**given)
+    return Trace(CONFIG, dict(arrays), given), (CONFIG, params)
+
+
+def outcome(fault, dtype, seed=0):
+    """What `diagnose` makes of one mistake.
+
+    Returns
+    -------
+    str
+        One of `OUTCOMES`; for a foreign mistake "none" is right.
+    list of str
+        The names that were given.
+    """
+    start = 4000 if fault == "rope float32 angles" else 0
+    found = diagnose(*candidate(fault, dtype, seed, start=start))
+    if found.stage is None:
+        return "below the floor", []
+    names = [name for name, _ in found.findings[0].causes]
+    shown = found.findings[0].names
+    if fault in FOREIGN:
+        place = found.stage if found.layer is None else f"layers.{found.layer}.{found.stage}"
+        return ("wrong name" if names else "none" if place == FOREIGN[fault] else "wrong stage"), shown
+    if not names:
+        return "none", []
+    if FAULTS[fault] not in names:
+        return "wrong name", shown
+    if any(f.causes and not _same(f, FAULTS[fault]) for f in found.findings[1:]):
+        return "wrong name", [name for f in found.findings for name in f.names]
+    return {1: "unique", 2: "class of two"}.get(len(shown), "larger class"), shown
+
+
+def _same(finding, name):
+    """A later finding may be another face of the mistake: one of its own names has the same part and kind."""
+    return any(other.split(" (")[0].split(",")[0] == name.split(" (")[0].split(",")[0] for other, _ in finding.causes)
+
+
+def false_alarms(dtype, seeds):
+    """Seeds of correct runs in which something is reported."""
+    return [
+        seed for seed in seeds if not getattr(diff(*candidate("", dtype, seed, 5 + seed % 36)).verdict, "ok", False)
+    ]
+
+
+def run(dtypes=("float32", "bfloat16"), faults=None, seeds=100, tell=lambda text: None):
+    """Try everything.
+
+    Returns
+    -------
+    dict
+        For each dtype: counts by outcome, what was said where it was no unique name, false alarms.
+    """
+    report = {}
+    for dtype in dtypes:
+        counts, foreign, said = collections.Counter(), collections.Counter(), {}
+        for fault in faults or (*FAULTS, *FOREIGN):
+            result, names = outcome(fault, dtype)
+            tell(f"{dtype}: {fault}: {result} {names if result != 'unique' else ''}")
+            (foreign if fault in FOREIGN else counts)[result] += 1
+            if result != "unique":
+                said[fault] = [result, *names]
+        alarms = false_alarms(dtype, range(seeds))
+        report[dtype] = {
+            "known": dict(counts),
+            "foreign": dict(foreign),
+            "said": said,
+            "alarms": alarms,
+            "seeds": seeds,
+        }
+    return report
+
+
+def main(argv=None):
+    """Print the counts; exit with 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"), help="default: both")
+    parser.add_argument("--seeds", type=int, default=100, help="of correct runs (default 100)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    start = time.perf_counter()
+    tell = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
+    report = run(tuple(options.dtype or ("float32", "bfloat16")), seeds=options.seeds, tell=tell)
+    failed = False
+    for dtype, found in report.items():
+        known = collections.Counter(found["known"])
+        total, named = sum(known.values()), known["unique"] + known["class of two"]
+        wrong = known["wrong name"] + found["foreign"].get("wrong name", 0)
+        failed |= wrong > 0 or bool(found["alarms"]) or named < total * {"float32": 0.95, "bfloat16": 0.75}[dtype]
+        if not options.json:
+            print(
+                f"{dtype}: {named} of {total} mistakes named ({known['unique']} uniquely), {wrong} wrong names; "
+                f"{found['foreign'].get('none', 0)} of {sum(found['foreign'].values())} mistakes outside the catalogue "
+                f"unnamed, at the right stage; {len(found['alarms'])} false alarms in {found['seeds']} correct runs"
+            )
+    print(json.dumps(report, indent=1) if options.json else f"{time.perf_counter() - start:.0f} s")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

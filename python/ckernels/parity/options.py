@@ -1,0 +1,26 @@
+"""The arguments of ``ck diagnose``."""
+
+_CODES = """\
+exit codes: 0 all within budget, or a symmetry that the output does not see; 1 a failure; 3 vacuous; 4 wrong usage;
+5 internal error"""
+
+
+def add_diagnose(commands):
+    """Add the command to a parser's commands and return its parser."""
+    command = commands.add_parser(
+        "diagnose",
+        help="say which mistake makes a trace differ from its model",
+        description="Recompute every stage of the trace A in float64 from A's own inputs to it, and name the mistake "
+        "behind each stage that differs. B is the model that A should be: a GGUF file, a folder with safetensors, a "
+        "name that ck fetch knows; or a trace of it, with --model, or with its parameters among the inputs.",
+        epilog=_CODES,
+    )
+    command.add_argument("candidate", metavar="A", help="the folder of a trace")
+    command.add_argument("reference", metavar="B", help="a model, or the folder of a trace")
+    command.add_argument("--model", metavar="MODEL", help="where the parameters are, when both are traces")
+    command.add_argument("--names", metavar="FILE", help="JSON that maps foreign names to stages")
+    dtypes = ("float32", "float16", "bfloat16")
+    command.add_argument("--dtype", choices=dtypes, help="in which A computes (default: told from its arrays)")
+    command.add_argument("--assume", action="append", metavar="NAME", help="a known deviation that shall not count")
+    command.add_argument("--format", choices=("text", "json"), default="text", help="of the output (default text)")
+    return command
