@@ -158,6 +158,23 @@ def test_add_rms_norm_bits_do_not_depend_on_threads_or_batch(isa, dtype, rng, C)
     assert one[0].tobytes() == ck.add_rms_norm(x, residual, w)[0][41].tobytes()
 
 
+def test_add_rms_norm_of_rows_that_are_cut(isa, dtype, rng):
+    """Two of three pieces and eighteen slices each (ops/norm_rows.h)."""
+    test_add_rms_norm_matches_torch(isa, dtype, rng, (2, 140001))
+    test_add_rms_norm_backward_matches_autograd(isa, dtype, rng, (2, 140001))
+
+
+def test_add_rms_norm_bits_of_rows_that_are_cut(isa, dtype, rng):
+    """Three of 90000 are cut into pieces and slices, two are not."""
+    x, residual, w = inputs(rng, 3, 90000, dtype)
+    ck.set_num_threads(3)
+    three, two = everything(x, residual, w), everything(x[:2], residual[:2], w)
+    ck.set_num_threads(1)
+    assert everything(x, residual, w) == three
+    for i in (0, 1, 2):
+        assert len(three[i]) == x.nbytes and three[i].startswith(two[i])
+
+
 def test_add_rms_norm_bits_are_the_same_on_avx2_and_avx512(dtype, rng):
     for C in 333, 4500:
         arrays, bits = inputs(rng, 50, C, dtype), set()

@@ -1,11 +1,14 @@
 """`ck bench`: every op has cases; text and JSON; exit codes; without PyTorch; what a call hides in memory."""
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -247,6 +250,30 @@ def test_alternate_gives_each_call_its_turn():
     calls = [(lambda: seen.append("before"), lambda x: seen.append(x)), (lambda: None, lambda x: seen.append(-x))]
     times = timing.alternate(calls, [1, 2, 3, 4], 1e-3)
     assert len(times[0]) == len(times[1]) >= 5 and {abs(x) for x in seen if x != "before"} == {1, 2, 3, 4}
+
+
+def test_rest_waits_for_a_thread_that_works():
+    def work():  # without the interpreter's lock
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 30000)
+
+    thread = threading.Thread(target=work)
+    took = timing.seconds_of(work)
+    thread.start()
+    assert timing.seconds_of(timing.rest) > min(took, 0.05) / 4
+    thread.join()
+    assert timing.seconds_of(timing.rest) < 0.05
+
+
+def test_calls_are_timed_at_rest(monkeypatch):
+    seen = []
+    monkeypatch.setattr(timing, "rest", lambda: seen.append("rest"))
+
+    def call(x):
+        time.sleep(1e-4)  # a shorter one is called several times
+        seen.append(x)
+
+    timing.alternate([(lambda: seen.append("before"), call)], [1], 0)
+    assert seen == ["before", 1, 1] + ["before", "rest", 1] * (len(seen) // 3 - 1)
 
 
 def test_ratios():

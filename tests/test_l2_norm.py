@@ -19,8 +19,9 @@ def normal(rng, shape, dtype=np.float32):
 
 
 def inputs(rng, R, C, dtype=np.float32):
-    """Rows of differing length and mean."""
+    """Rows of differing length and mean, whose squares add up to a float16."""
     x = rng.standard_normal((R, C)) * rng.uniform(0.5, 2, (R, 1)) + rng.standard_normal((R, 1))
+    x *= 0.1 if C > 10000 else 1
     return guarded(x.astype(dtype))
 
 
@@ -131,6 +132,24 @@ def test_l2_norm_bits_do_not_depend_on_threads_or_batch(isa, dtype, rng, C):
     row = x.itemsize * C
     one = everything(x[41:42], dy[41:42])
     assert one[0] == alone[0][41 * row : 42 * row] and one[2] == alone[2][41 * row : 42 * row]
+
+
+def test_l2_norm_of_rows_that_are_cut(isa, dtype, rng):
+    """Two of three pieces and eighteen slices each (ops/norm_rows.h)."""
+    test_l2_norm_matches_torch(isa, dtype, rng, (2, 140001))
+    test_l2_norm_backward_matches_autograd(isa, dtype, rng, (2, 140001))
+
+
+def test_l2_norm_bits_of_rows_that_are_cut(isa, dtype, rng):
+    """Three of 90000 are cut into pieces and slices, two are not."""
+    x = inputs(rng, 3, 90000, dtype)
+    dy = normal(rng, x.shape, dtype)
+    ck.set_num_threads(3)
+    three, two = everything(x, dy), everything(x[:2], dy[:2])
+    ck.set_num_threads(1)
+    assert everything(x, dy) == three
+    for i in (0, 2):
+        assert len(three[i]) == x.nbytes and three[i].startswith(two[i])
 
 
 def test_l2_norm_bits_are_the_same_on_avx2_and_avx512(dtype, rng):

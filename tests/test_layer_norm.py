@@ -193,6 +193,24 @@ def test_layer_norm_bits_do_not_depend_on_threads_or_batch(isa, dtype, rng, C):
     assert one[0] == alone[0][41 * row : 42 * row] and one[3] == alone[3][41 * row : 42 * row]
 
 
+def test_layer_norm_of_rows_that_are_cut(isa, dtype, rng):
+    """Two of three pieces and eighteen slices each (ops/norm_rows.h)."""
+    test_layer_norm_matches_torch(isa, dtype, rng, (2, 140001))
+    test_layer_norm_backward_matches_autograd(isa, dtype, rng, (2, 140001))
+
+
+def test_layer_norm_bits_of_rows_that_are_cut(isa, dtype, rng):
+    """Three of 90000 are cut into pieces and slices, two are not."""
+    x, w, b = inputs(rng, 3, 90000, dtype)
+    dy = normal(rng, x.shape, dtype)
+    ck.set_num_threads(3)
+    three, two = everything(x, w, b, dy), everything(x[:2], w, b, dy[:2])
+    ck.set_num_threads(1)
+    assert everything(x, w, b, dy) == three
+    for i in (0, 3):
+        assert len(three[i]) == x.nbytes and three[i].startswith(two[i])
+
+
 def test_layer_norm_bits_are_the_same_on_avx2_and_avx512(dtype, rng):
     for C in 333, 4500:
         x, w, b = inputs(rng, 50, C, dtype)

@@ -44,24 +44,34 @@ normed(const void *of, size_t c, size_t n)
     return v16_mul(v16_mul(h, row->scale), v16_load_f32(row->weight + c, n));
 }
 
-CK_KERNEL(add_rms_norm_fwd)
+CK_TEMPLATE void
+forward(const struct ck_add_rms_norm_fwd *a, const norm_walk *walk, bool cut)
 {
     const size_t C = a->C;
     const bool stream_y = norm_streams(&a->y, &a->x, 4, a->R, C) && norm_streams(&a->y, &a->residual, 4, a->R, C);
     const bool stream_h = norm_streams(&a->h, &a->x, 4, a->R, C) && norm_streams(&a->h, &a->residual, 4, a->R, C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        forward_row row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, a->R, C),
-                           .residual = ck_row(&a->residual, r), .next_residual = norm_next(&a->residual, r, a->R, C),
-                           .h = ck_row(&a->h, r), .stream_h = stream_h, .weight = a->weight.data};
-        const float rstd = (float)(1 / sqrt(norm_sum(add_square, &row, C).a / (double)C + a->eps));
-        if (a->rstd != NULL)
-            a->rstd[r] = rstd;
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, C, cut);
+        forward_row row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, C),
+                           .residual = norm_row(&a->residual, s), .next_residual = norm_next(&a->residual, s, a->R, C),
+                           .h = norm_row(&a->h, s), .stream_h = stream_h, .weight = norm_weight(&a->weight, s)};
+        const norm_sums sum = norm_sum_span(add_square, &row, s);
+        if (norm_measured(s, sum))
+            continue;
+        const float rstd = (float)(1 / sqrt(sum.a / (double)C + a->eps));
+        if (a->rstd != NULL && s.begin == 0)
+            a->rstd[s.r] = rstd;
         row.scale = v16_splat(rstd);
-        norm_write(ck_row(&a->y, r), C, stream_y, normed, &row);
+        norm_write(norm_row(&a->y, s), s.n, stream_y, normed, &row);
     }
     if (stream_y || stream_h)
         ck_stream_end();
+}
+
+CK_KERNEL(add_rms_norm_fwd)
+{
+    NORM_WALK(forward, task, a);
 }
 
 typedef struct {
@@ -99,26 +109,35 @@ gradient(const void *of, size_t c, size_t n)
     return sum;
 }
 
-/* Each block of rows leaves its share of dweight in its row of task.work. */
-CK_KERNEL(add_rms_norm_bwd)
+/* Each block of rows leaves its share of dweight. */
+CK_TEMPLATE void
+backward(const struct ck_add_rms_norm_bwd *a, const norm_walk *walk, bool cut)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->dx, &a->dy, 4, a->R, C) && a->dx.data != a->dh.data;
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        backward_row row = {.h = ck_row(&a->h, r), .next_h = norm_next(&a->h, r, a->R, C),
-                            .dy = ck_row(&a->dy, r), .next_dy = norm_next(&a->dy, r, a->R, C),
-                            .dh = ck_row(&a->dh, r), .next_dh = norm_next(&a->dh, r, a->R, C),
-                            .weight = a->weight.data, .scale = v16_splat(a->rstd[r]),
-                            .first = r % CK_ADD_RMS_NORM_ROWS == 0};
-        if (a->dweight.data != NULL)
-            row.dweight = (float *)task.work + (r - task.begin) / CK_ADD_RMS_NORM_ROWS * C;
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, C, cut);
+        backward_row row = {.h = norm_row(&a->h, s), .next_h = norm_next(&a->h, s, a->R, C),
+                            .dy = norm_row(&a->dy, s), .next_dy = norm_next(&a->dy, s, a->R, C),
+                            .dh = norm_row(&a->dh, s), .next_dh = norm_next(&a->dh, s, a->R, C),
+                            .dweight = norm_part(walk, s, CK_ADD_RMS_NORM_ROWS, C),
+                            .weight = norm_weight(&a->weight, s), .scale = v16_splat(a->rstd[s.r]),
+                            .first = s.r % CK_ADD_RMS_NORM_ROWS == 0};
         if (a->dresidual.data != NULL)
-            row.dresidual = ck_row(&a->dresidual, r);
-        const double rstd = a->rstd[r];
-        row.pull = v16_splat((float)(-rstd * rstd * norm_sum(add_product, &row, C).a / (double)C));
-        norm_write(ck_row(&a->dx, r), C, stream, gradient, &row);
+            row.dresidual = norm_row(&a->dresidual, s);
+        const norm_sums sum = norm_sum_span(add_product, &row, s);
+        if (norm_measured(s, sum))
+            continue;
+        const double rstd = a->rstd[s.r];
+        row.pull = v16_splat((float)(-rstd * rstd * sum.a / (double)C));
+        norm_write(norm_row(&a->dx, s), s.n, stream, gradient, &row);
     }
     if (stream)
         ck_stream_end();
+}
+
+CK_KERNEL(add_rms_norm_bwd)
+{
+    NORM_WALK(backward, task, a);
 }

@@ -11,20 +11,30 @@ scaled(const void *of, size_t c, size_t n)
     return v16_mul(v16_load(row->x + c, n), row->scale);
 }
 
-CK_KERNEL(l2_norm_fwd)
+CK_TEMPLATE void
+forward(const struct ck_l2_norm_fwd *a, const norm_walk *walk, bool cut)
 {
     const bool stream = norm_streams(&a->y, &a->x, 2, a->R, a->C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        row_of row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, a->R, a->C)};
-        const float rnorm = (float)(1 / sqrt(norm_sum(norm_square, row.x, a->C).a + a->eps));
-        if (a->rnorm != NULL)
-            a->rnorm[r] = rnorm;
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, a->C, cut);
+        row_of row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, a->C)};
+        const norm_sums sum = norm_sum_span(norm_square, row.x, s);
+        if (norm_measured(s, sum))
+            continue;
+        const float rnorm = (float)(1 / sqrt(sum.a + a->eps));
+        if (a->rnorm != NULL && s.begin == 0)
+            a->rnorm[s.r] = rnorm;
         row.scale = v16_splat(rnorm);
-        norm_write(ck_row(&a->y, r), a->C, stream, scaled, &row);
+        norm_write(norm_row(&a->y, s), s.n, stream, scaled, &row);
     }
     if (stream)
         ck_stream_end();
+}
+
+CK_KERNEL(l2_norm_fwd)
+{
+    NORM_WALK(forward, task, a);
 }
 
 CK_TEMPLATE norm_lanes
@@ -44,18 +54,28 @@ gradient(const void *of, size_t c, size_t n)
     return v16_mul(row->scale, v16_fma(v16_load(row->x + c, n), row->pull, v16_load(row->dy + c, n)));
 }
 
-CK_KERNEL(l2_norm_bwd)
+CK_TEMPLATE void
+backward(const struct ck_l2_norm_bwd *a, const norm_walk *walk, bool cut)
 {
     const bool stream = norm_streams(&a->dx, &a->dy, 3, a->R, a->C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        row_of row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, a->R, a->C),
-                      .dy = ck_row(&a->dy, r), .next_dy = norm_next(&a->dy, r, a->R, a->C),
-                      .scale = v16_splat(a->rnorm[r])};
-        const double rnorm = a->rnorm[r];
-        row.pull = v16_splat((float)(-rnorm * rnorm * norm_sum(add_product, &row, a->C).a));
-        norm_write(ck_row(&a->dx, r), a->C, stream, gradient, &row);
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, a->C, cut);
+        row_of row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, a->C),
+                      .dy = norm_row(&a->dy, s), .next_dy = norm_next(&a->dy, s, a->R, a->C),
+                      .scale = v16_splat(a->rnorm[s.r])};
+        const norm_sums sum = norm_sum_span(add_product, &row, s);
+        if (norm_measured(s, sum))
+            continue;
+        const double rnorm = a->rnorm[s.r];
+        row.pull = v16_splat((float)(-rnorm * rnorm * sum.a));
+        norm_write(norm_row(&a->dx, s), s.n, stream, gradient, &row);
     }
     if (stream)
         ck_stream_end();
+}
+
+CK_KERNEL(l2_norm_bwd)
+{
+    NORM_WALK(backward, task, a);
 }

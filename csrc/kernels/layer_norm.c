@@ -32,29 +32,45 @@ add_distance(const void *of, size_t c, size_t n, norm_lanes sum)
     return sum;
 }
 
-/* The mean of a row, and the sum of squares of its distances, block by block while the block is in the cache. */
-CK_TEMPLATE double
-mean_of(forward_row row, size_t C, double *squares)
+/* Of the first `before` elements and the n that follow: a their mean, b the sum of squares of their distances from it. */
+CK_TEMPLATE norm_sums
+both(norm_sums all, size_t before, norm_sums more, size_t n)
 {
-    double mean = 0, sum = 0;
-    for (size_t from = 0; from < C; from += NORM_BLOCK) {
-        const size_t to = norm_block_end(from, C);
-        const double n = (double)(to - from), inverse = 1 / n;
+    if (before == 0)
+        return more;
+    const double step = more.a - all.a, share = (double)n / (double)(before + n);
+    all.a += step * share;
+    all.b += more.b + step * step * ((double)before * share);
+    return all;
+}
+
+/* Those of a piece, block by block while the block is in the cache. */
+CK_TEMPLATE norm_sums
+moments_of_piece(forward_row row, size_t begin, size_t end)
+{
+    norm_sums all = {0, 0, 0};
+    for (size_t from = begin; from < end; from = norm_block_end(from, end)) {
+        const size_t to = norm_block_end(from, end), n = to - from;
+        const double inverse = 1 / (double)n;
         const float about = (float)(norm_sum_block(add_x, &row, from, to).a * inverse);
         row.mean = v16_splat(about);
         const norm_sums d = norm_sum_block(add_distance, &row, from, to);
-        const double its_mean = about + d.a * inverse, its_squares = d.b - d.a * (d.a * inverse);
-        if (from == 0) {
-            mean = its_mean;
-            sum = its_squares;
-            continue;
-        }
-        const double step = its_mean - mean, share = n / (double)to;
-        mean += step * share;
-        sum += its_squares + step * step * ((double)from * share);
+        all = both(all, from - begin, (norm_sums){about + d.a * inverse, d.b - d.a * (d.a * inverse), 0}, n);
     }
-    *squares = sum < 0 ? 0 : sum; /* by a rounding; NaN stays */
-    return mean;
+    return all;
+}
+
+/* Those of a span to be measured; else of the whole row, piece by piece. */
+CK_TEMPLATE norm_sums
+moments_of(const forward_row *row, norm_span s, size_t C)
+{
+    norm_sums all = {0, 0, 0};
+    const size_t end = s.known != NULL ? C : s.n;
+    for (size_t from = 0; from < end; from = norm_piece_end(from, end)) {
+        const size_t to = norm_piece_end(from, end);
+        all = both(all, from, s.known != NULL ? s.known[from / CK_NORM_PIECE] : moments_of_piece(*row, from, to), to - from);
+    }
+    return all;
 }
 
 /* Inlined with `weighted` and `biased` known. */
@@ -76,25 +92,28 @@ CK_TEMPLATE v16 with_bias(const void *of, size_t c, size_t n) { return result(of
 CK_TEMPLATE v16 with_both(const void *of, size_t c, size_t n) { return result(of, c, n, true, true); }
 
 CK_TEMPLATE void
-forward(const struct ck_layer_norm_fwd *a, ck_task task, norm_value *value)
+forward(const struct ck_layer_norm_fwd *a, norm_value *value, const norm_walk *walk, bool cut)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->y, &a->x, 2, a->R, C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        forward_row row = {.x = ck_row(&a->x, r), .next = norm_next(&a->x, r, a->R, C),
-                           .weight = a->weight.data, .bias = a->bias.data};
-        double squares;
-        const double mean = mean_of(row, C, &squares);
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, C, cut);
+        forward_row row = {.x = norm_row(&a->x, s), .next = norm_next(&a->x, s, a->R, C),
+                           .weight = norm_weight(&a->weight, s), .bias = norm_weight(&a->bias, s)};
+        const norm_sums moments = moments_of(&row, s, C);
+        if (norm_measured(s, moments))
+            continue;
+        const double mean = moments.a, squares = moments.b < 0 ? 0 : moments.b; /* by a rounding; NaN stays */
         const double rstd = 1 / sqrt(squares / (double)C + a->eps);
-        if (a->mean != NULL)
-            a->mean[r] = (float)mean;
-        if (a->rstd != NULL)
-            a->rstd[r] = (float)rstd;
+        if (a->mean != NULL && s.begin == 0)
+            a->mean[s.r] = (float)mean;
+        if (a->rstd != NULL && s.begin == 0)
+            a->rstd[s.r] = (float)rstd;
         row.mean = v16_splat((float)mean);
         row.scale = v16_splat((float)rstd);
         row.rest = v16_splat((float)(((float)mean - mean) * rstd));
-        norm_write(ck_row(&a->y, r), C, stream, value, &row);
+        norm_write(norm_row(&a->y, s), s.n, stream, value, &row);
     }
     if (stream)
         ck_stream_end();
@@ -103,13 +122,13 @@ forward(const struct ck_layer_norm_fwd *a, ck_task task, norm_value *value)
 CK_KERNEL(layer_norm_fwd)
 {
     if (a->weight.data != NULL && a->bias.data != NULL)
-        forward(a, task, with_both);
+        NORM_WALK(forward, task, a, with_both);
     else if (a->weight.data != NULL)
-        forward(a, task, with_weight);
+        NORM_WALK(forward, task, a, with_weight);
     else if (a->bias.data != NULL)
-        forward(a, task, with_bias);
+        NORM_WALK(forward, task, a, with_bias);
     else
-        forward(a, task, plain);
+        NORM_WALK(forward, task, a, plain);
 }
 
 typedef struct {
@@ -157,27 +176,30 @@ CK_TEMPLATE v16 gradient_plain(const void *of, size_t c, size_t n) { return grad
 CK_TEMPLATE v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }
 
 CK_TEMPLATE void
-backward(const struct ck_layer_norm_bwd *a, ck_task task, norm_term *term, norm_value *value)
+backward(const struct ck_layer_norm_bwd *a, norm_term *term, norm_value *value, const norm_walk *walk, bool cut)
 {
     const size_t C = a->C, blocks = a->R / CK_LAYER_NORM_ROWS + (a->R % CK_LAYER_NORM_ROWS != 0);
     const bool stream = norm_streams(&a->dx, &a->dy, 3, a->R, C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        float *part = task.work != NULL ? (float *)task.work + (r - task.begin) / CK_LAYER_NORM_ROWS * C : NULL;
-        backward_row row = {.x = ck_row(&a->x, r), .dy = ck_row(&a->dy, r), .weight = a->weight.data,
-                            .next_x = norm_next(&a->x, r, a->R, C), .next_dy = norm_next(&a->dy, r, a->R, C),
-                            .dweight = a->dweight.data != NULL ? part : NULL, .first = r % CK_LAYER_NORM_ROWS == 0,
-                            .mean = v16_splat(a->mean[r]), .scale = v16_splat(a->rstd[r])};
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, C, cut);
+        float *part = norm_part(walk, s, CK_LAYER_NORM_ROWS, C);
+        backward_row row = {.x = norm_row(&a->x, s), .dy = norm_row(&a->dy, s), .weight = norm_weight(&a->weight, s),
+                            .next_x = norm_next(&a->x, s, a->R, C), .next_dy = norm_next(&a->dy, s, a->R, C),
+                            .dweight = a->dweight.data != NULL ? part : NULL, .first = s.r % CK_LAYER_NORM_ROWS == 0,
+                            .mean = v16_splat(a->mean[s.r]), .scale = v16_splat(a->rstd[s.r])};
         if (a->dbias.data != NULL)
             row.dbias = a->dweight.data != NULL ? part + blocks * C : part;
 
-        const norm_sums sum = norm_sum(term, &row, C);
-        const double rstd = a->rstd[r], n = (double)C, lacks = sum.c / n;
+        const norm_sums sum = norm_sum_span(term, &row, s);
+        if (norm_measured(s, sum))
+            continue;
+        const double rstd = a->rstd[s.r], n = (double)C, lacks = sum.c / n;
         const double pull = rstd * rstd * (sum.b - lacks * sum.a) / n;
         row.rest = v16_splat((float)(-lacks * rstd));
         row.about = v16_splat((float)(sum.a / n - lacks * pull));
         row.pull = v16_splat((float)-pull);
-        norm_write(ck_row(&a->dx, r), C, stream, value, &row);
+        norm_write(norm_row(&a->dx, s), s.n, stream, value, &row);
     }
     if (stream)
         ck_stream_end();
@@ -186,7 +208,7 @@ backward(const struct ck_layer_norm_bwd *a, ck_task task, norm_term *term, norm_
 CK_KERNEL(layer_norm_bwd)
 {
     if (a->weight.data != NULL)
-        backward(a, task, add_weighted, gradient_weighted);
+        NORM_WALK(backward, task, a, add_weighted, gradient_weighted);
     else
-        backward(a, task, add_plain, gradient_plain);
+        NORM_WALK(backward, task, a, add_plain, gradient_plain);
 }

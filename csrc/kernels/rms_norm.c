@@ -21,19 +21,23 @@ scaled(const void *of, size_t c, size_t n)
 CK_TEMPLATE v16 scaled_weighted(const void *of, size_t c, size_t n) { return v16_mul(scaled(of, c, n), weights(of, c, n)); }
 
 CK_TEMPLATE void
-forward(const struct ck_rms_norm_fwd *a, ck_task task, norm_value *value)
+forward(const struct ck_rms_norm_fwd *a, norm_value *value, const norm_walk *walk, bool cut)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->y, &a->x, 2, a->R, C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        row_of row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, a->R, C), .weight = a->weight.data,
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, C, cut);
+        row_of row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, C), .weight = norm_weight(&a->weight, s),
                       .offset = v16_splat((float)a->offset)};
-        const float rstd = (float)(1 / sqrt(norm_sum(norm_square, row.x, C).a / (double)C + a->eps));
-        if (a->rstd != NULL)
-            a->rstd[r] = rstd;
+        const norm_sums sum = norm_sum_span(norm_square, row.x, s);
+        if (norm_measured(s, sum))
+            continue;
+        const float rstd = (float)(1 / sqrt(sum.a / (double)C + a->eps));
+        if (a->rstd != NULL && s.begin == 0)
+            a->rstd[s.r] = rstd;
         row.scale = v16_splat(rstd);
-        norm_write(ck_row(&a->y, r), C, stream, value, &row);
+        norm_write(norm_row(&a->y, s), s.n, stream, value, &row);
     }
     if (stream)
         ck_stream_end();
@@ -42,9 +46,9 @@ forward(const struct ck_rms_norm_fwd *a, ck_task task, norm_value *value)
 CK_KERNEL(rms_norm_fwd)
 {
     if (a->weight.data != NULL)
-        forward(a, task, scaled_weighted);
+        NORM_WALK(forward, task, a, scaled_weighted);
     else
-        forward(a, task, scaled);
+        NORM_WALK(forward, task, a, scaled);
 }
 
 CK_TEMPLATE v16
@@ -78,21 +82,24 @@ CK_TEMPLATE v16 gradient_plain(const void *of, size_t c, size_t n) { return grad
 CK_TEMPLATE v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }
 
 CK_TEMPLATE void
-backward(const struct ck_rms_norm_bwd *a, ck_task task, norm_term *term, norm_value *value)
+backward(const struct ck_rms_norm_bwd *a, norm_term *term, norm_value *value, const norm_walk *walk, bool cut)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->dx, &a->dy, 3, a->R, C);
 
-    for (size_t r = task.begin; r < task.end; r++) {
-        row_of row = {.x = ck_row(&a->x, r), .next_x = norm_next(&a->x, r, a->R, C),
-                      .dy = ck_row(&a->dy, r), .next_dy = norm_next(&a->dy, r, a->R, C),
-                      .weight = a->weight.data, .offset = v16_splat((float)a->offset),
-                      .scale = v16_splat(a->rstd[r]), .first = r % CK_RMS_NORM_ROWS == 0};
-        if (a->dweight.data != NULL)
-            row.dweight = (float *)task.work + (r - task.begin) / CK_RMS_NORM_ROWS * C;
-        const double rstd = a->rstd[r];
-        row.pull = v16_splat((float)(-rstd * rstd * norm_sum(term, &row, C).a / (double)C));
-        norm_write(ck_row(&a->dx, r), C, stream, value, &row);
+    for (size_t i = 0; i < walk->n; i++) {
+        const norm_span s = norm_span_at(walk, i, C, cut);
+        row_of row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, C),
+                      .dy = norm_row(&a->dy, s), .next_dy = norm_next(&a->dy, s, a->R, C),
+                      .weight = norm_weight(&a->weight, s), .offset = v16_splat((float)a->offset),
+                      .dweight = norm_part(walk, s, CK_RMS_NORM_ROWS, C),
+                      .scale = v16_splat(a->rstd[s.r]), .first = s.r % CK_RMS_NORM_ROWS == 0};
+        const norm_sums sum = norm_sum_span(term, &row, s);
+        if (norm_measured(s, sum))
+            continue;
+        const double rstd = a->rstd[s.r];
+        row.pull = v16_splat((float)(-rstd * rstd * sum.a / (double)C));
+        norm_write(norm_row(&a->dx, s), s.n, stream, value, &row);
     }
     if (stream)
         ck_stream_end();
@@ -101,7 +108,7 @@ backward(const struct ck_rms_norm_bwd *a, ck_task task, norm_term *term, norm_va
 CK_KERNEL(rms_norm_bwd)
 {
     if (a->weight.data != NULL)
-        backward(a, task, add_weighted, gradient_weighted);
+        NORM_WALK(backward, task, a, add_weighted, gradient_weighted);
     else
-        backward(a, task, add_plain, gradient_plain);
+        NORM_WALK(backward, task, a, add_plain, gradient_plain);
 }

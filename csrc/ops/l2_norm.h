@@ -11,7 +11,7 @@
  *     dx[r,c]    = rnorm[r] * (dy[r,c] - x[r,c] * rnorm[r]^2 * dot[r])
  *
  * Saved for backward: rnorm.  In place: y may be x, dx may be dy.  Sums over c: blocks of 4096, in each 32 lanes
- * (c % 32), then by halves; blocks ascending in double.
+ * (c % 32), then by halves; blocks ascending in double, piece by piece of 65536.
  */
 #define CK_ARGS_l2_norm_fwd(_)                  \
     _(OVER,     elem,   y,      "R* C")         \

@@ -1,6 +1,7 @@
 #include "ops/layer_norm.h"
 
 #include "ops/ops.h"
+#include "ops/norm_rows.h"
 #include "runtime/run.h"
 
 CK_RUN(layer_norm_fwd)
@@ -13,7 +14,7 @@ CK_RUN(layer_norm_fwd)
     if (status == CK_OK)
         status = ck_widen_weight(k, &wide.bias, a->C, &bias);
     if (status == CK_OK)
-        status = ck_tasks(a->R, ck_grain(a->C), CK_FAST(layer_norm_fwd), &wide);
+        status = ck_run_norm(CK_FAST(layer_norm_fwd), &wide, a->R, a->C, ck_grain(a->C), NULL);
     ck_give(bias, row);
     ck_give(weight, row);
     return status;
@@ -41,8 +42,7 @@ CK_RUN(layer_norm_bwd)
     if (status == CK_OK && (a->dweight.data != NULL || a->dbias.data != NULL) && (parts = ck_take(size)) == NULL)
         status = CK_NO_MEMORY;
     if (status == CK_OK)
-        status = ck_run(&(ck_job){.kernel = CK_FAST(layer_norm_bwd), .args = &wide, .n = a->R,
-                                  .grain = at_once * CK_LAYER_NORM_ROWS, .work = parts, .work_each = at_once * row});
+        status = ck_run_norm(CK_FAST(layer_norm_bwd), &wide, a->R, a->C, at_once * CK_LAYER_NORM_ROWS, parts);
     if (status == CK_OK)
         status = fold(k, a->dweight, parts, blocks, a->C, a->add_weight);
     if (status == CK_OK)

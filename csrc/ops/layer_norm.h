@@ -19,8 +19,8 @@
  * The variance takes two passes: it sums distances from a mean that is summed before.  A float cannot hold the mean of
  * a row with a large offset, so what it leaves out is summed along with the distances and taken off in double; backward
  * finds it again.  Sums over c: blocks of 4096, in each 32 lanes (c % 32), then by halves; blocks ascending in double,
- * their means and variances by the formula of Chan, Golub and LeVeque (1979).  Over r: blocks of CK_LAYER_NORM_ROWS
- * rows, then block by block in double: the same bits for any number of threads.
+ * piece by piece of 65536, their means and variances by the formula of Chan, Golub and LeVeque (1979).  Over r: blocks
+ * of CK_LAYER_NORM_ROWS rows, then block by block in double: the same bits for any number of threads.
  */
 #define CK_ARGS_layer_norm_fwd(_)               \
     _(OVER,     elem,   y,      "R* C")         \

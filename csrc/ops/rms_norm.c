@@ -1,6 +1,7 @@
 #include "ops/rms_norm.h"
 
 #include "ops/ops.h"
+#include "ops/norm_rows.h"
 #include "runtime/run.h"
 
 CK_RUN(rms_norm_fwd)
@@ -10,7 +11,7 @@ CK_RUN(rms_norm_fwd)
     ck_status status = ck_widen_weight(k, &wide.weight, a->C, &weight);
 
     if (status == CK_OK)
-        status = ck_tasks(a->R, ck_grain(a->C), CK_FAST(rms_norm_fwd), &wide);
+        status = ck_run_norm(CK_FAST(rms_norm_fwd), &wide, a->R, a->C, ck_grain(a->C), NULL);
     ck_give(weight, a->C * sizeof(float));
     return status;
 }
@@ -26,8 +27,7 @@ CK_RUN(rms_norm_bwd)
     if (status == CK_OK && a->dweight.data != NULL && (parts = ck_take(blocks * row)) == NULL)
         status = CK_NO_MEMORY;
     if (status == CK_OK)
-        status = ck_run(&(ck_job){.kernel = CK_FAST(rms_norm_bwd), .args = &wide, .n = a->R,
-                                  .grain = at_once * CK_RMS_NORM_ROWS, .work = parts, .work_each = at_once * row});
+        status = ck_run_norm(CK_FAST(rms_norm_bwd), &wide, a->R, a->C, at_once * CK_RMS_NORM_ROWS, parts);
     if (status == CK_OK && parts != NULL)
         status = ck_sum_rows(k, &(struct ck_sum_rows){.sum = a->dweight, .x = ck_rows(parts, blocks, a->C, sizeof(float)),
                                                       .accumulate = a->accumulate, .R = blocks, .C = a->C});

@@ -13,8 +13,8 @@
  *     dweight[c] = sum_r dy[r,c] * x[r,c] * rstd[r]          added to what is there when `accumulate`
  *
  * Saved for backward: rstd.  In place: y may be x, dx may be dy.  Sums over c: blocks of 4096, in each 32 lanes (c % 32),
- * then by halves; blocks ascending in double.  Over r in blocks of CK_RMS_NORM_ROWS rows, then block by block in double:
- * the same bits for any number of threads.
+ * then by halves; blocks ascending in double, piece by piece of 65536.  Over r in blocks of CK_RMS_NORM_ROWS rows, then
+ * block by block in double: the same bits for any number of threads.
  */
 #define CK_ARGS_rms_norm_fwd(_)                 \
     _(OVER,     elem,   y,      "R* C")         \

@@ -1,8 +1,10 @@
 #include "reference/reference.h"
 #include "ops/add_rms_norm.h"
+#include "ops/norm_rows.h"
 
 CK_KERNEL(add_rms_norm_fwd)
 {
+    task = ck_norm_task(task);
     const float *weight = a->weight.data;
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r), *residual = ck_row(&a->residual, r);
@@ -34,9 +36,10 @@ share_of_dweight(const struct ck_add_rms_norm_bwd *a, size_t begin, size_t end, 
 
 CK_KERNEL(add_rms_norm_bwd)
 {
+    task = ck_norm_task(task);
     const float *weight = a->weight.data;
     for (size_t begin = task.begin; a->dweight.data && begin < task.end; begin += CK_ADD_RMS_NORM_ROWS)
-        share_of_dweight(a, begin, task.end, (float *)task.work + (begin - task.begin) / CK_ADD_RMS_NORM_ROWS * a->C);
+        share_of_dweight(a, begin, task.end, ((const ck_norm_rows *)task.work)->parts + begin / CK_ADD_RMS_NORM_ROWS * a->C);
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *h = ck_row(&a->h, r), *dy = ck_row(&a->dy, r), *dh = ck_row(&a->dh, r);
         const double rstd = a->rstd[r];

@@ -1,8 +1,10 @@
 #include "reference/reference.h"
 #include "ops/layer_norm.h"
+#include "ops/norm_rows.h"
 
 CK_KERNEL(layer_norm_fwd)
 {
+    task = ck_norm_task(task);
     const float *weight = a->weight.data, *bias = a->bias.data;
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r);
@@ -77,9 +79,11 @@ backward_row(const struct ck_layer_norm_bwd *a, size_t r)
 
 CK_KERNEL(layer_norm_bwd)
 {
+    task = ck_norm_task(task);
     const size_t blocks = (a->R + CK_LAYER_NORM_ROWS - 1) / CK_LAYER_NORM_ROWS;
-    float *part = task.work;
-    for (size_t begin = task.begin; part && begin < task.end; begin += CK_LAYER_NORM_ROWS, part += a->C) {
+    float *const parts = ((const ck_norm_rows *)task.work)->parts;
+    for (size_t begin = task.begin; parts && begin < task.end; begin += CK_LAYER_NORM_ROWS) {
+        float *part = parts + begin / CK_LAYER_NORM_ROWS * a->C;
         const size_t end = task.end - begin < CK_LAYER_NORM_ROWS ? task.end : begin + CK_LAYER_NORM_ROWS;
         shares(a, begin, end, a->dweight.data ? part : NULL,
                !a->dbias.data ? NULL : a->dweight.data ? part + blocks * a->C : part);

@@ -1,9 +1,13 @@
 """Random inputs, quickly made, and the same memory as tensors; ``torch`` and ``F`` are None without PyTorch."""
 
 import functools
+import os
 
 import numpy as np
 
+# How often OpenMP's threads look for work before they sleep: about half a millisecond, which spans a call of several
+# parallel regions.  By default they keep a core for tens of milliseconds after it, and `timing.rest` waits for them.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 try:
     import torch
     from torch.nn import functional as F  # noqa: N812 - its usual name

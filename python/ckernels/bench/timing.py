@@ -1,12 +1,42 @@
 """The clock: calls in turn, so that a slow moment hits all of them."""
 
+import os
 import statistics
+import threading
 import time
 
-__all__ = ["alternate", "ratios", "seconds_of"]
+__all__ = ["alternate", "ratios", "rest", "seconds_of"]
 
 _SHORT = 20e-6  # seconds: calls that take less are timed several at a time
+_REST = 0.05  # seconds: so long a call waits for threads that spin, at most
 _TURNS, _LEAST = 5, 3  # turns: so many unless they take four times as long as they may, and so many in any case
+
+
+def _others_run():
+    """Whether a thread of this process other than the caller runs, or waits for a core."""
+    own = str(threading.get_native_id())
+    for thread in os.listdir("/proc/self/task"):
+        if thread == own:
+            continue
+        try:
+            with open(f"/proc/self/task/{thread}/stat", "rb") as file:
+                state = file.read().rpartition(b")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        if state == b"R":
+            return True
+    return False
+
+
+def rest():
+    """Wait until the threads of the call before are asleep, or ``_REST`` seconds.
+
+    OpenMP's threads, PyTorch's among them, spin for milliseconds after a call.  On as many cores as threads, whoever
+    is called meanwhile shares a core with them: a call of ours on two threads took up to twice its time.
+    """
+    begin = time.perf_counter()
+    while _others_run() and time.perf_counter() - begin < _REST:
+        time.sleep(1e-4)
 
 
 def seconds_of(call, *args, repeat=1):
@@ -28,7 +58,7 @@ def seconds_of(call, *args, repeat=1):
 
 
 def alternate(calls, inputs, seconds):
-    """Call each in turn, on one input after another.
+    """Call each in turn, on one input after another, when the threads of the call before are asleep.
 
     Parameters
     ----------
@@ -55,6 +85,7 @@ def alternate(calls, inputs, seconds):
     while (took := time.perf_counter() - begin) < seconds or turn < _LEAST or (turn < _TURNS and took < 4 * seconds):
         for i, (before, call) in enumerate(calls):
             before()
+            rest()
             times[i].append(seconds_of(call, inputs[(turn + i * apart) % len(inputs)], repeat=repeats[i]))
         turn += 1
     return times
