@@ -413,3 +413,44 @@ def test_lie_an_oracle_that_changes(parties):
     exact, peer, actual = parties
     first, second = (compare(actual, exact, peer).to_dict() for _ in range(2))
     assert first == second
+
+
+def test_the_slice_that_holds_the_error_and_the_bound_that_would_pass():
+    rng = np.random.default_rng(5)
+    exact = rng.standard_normal((3, 5, 7))
+    actual = exact.astype(np.float32)
+    actual[:, 2] += np.float32(0.01)
+    actual[1, 2, 6] += np.float32(0.5)
+    report = compare(actual, exact, peer=exact.astype(np.float32))
+    assert [(axis, index) for axis, index, share in report.slices] == [(0, 1), (1, 2), (2, 6)]
+    assert all(0.5 < share <= 1 for _, _, share in report.slices)
+    text = str(report)
+    assert (
+        "100% of the squared error at index 2 of axis 1" in text
+        and f"would pass with bound={report.needed:.3g}" in text
+    )
+    assert compare(actual, exact, bound=report.needed).ok and not compare(actual, exact, bound=report.needed * 0.999).ok
+    assert report.to_dict()["slices"] == report.slices
+
+
+def test_no_bound_passes_a_nan():
+    exact = np.array([1.0, 2.0, 3.0])
+    report = compare(np.float32([1, np.nan, 3]), exact, peer=exact.astype(np.float32))
+    assert report.needed is None and "would pass" not in str(report)
+
+
+def test_without_torch_it_works():
+    """What has only NumPy compares, diffs and diagnoses."""
+    import subprocess
+    import sys
+
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+import numpy as np
+from ckernels.parity import compare, diagnose
+from ckernels.parity.acceptance import candidate
+assert compare(np.float32([1, 2]), np.array([1.0, 2.0])).verdict == "EXACT"
+assert diagnose(*candidate("rope sign", tokens=9)).causes[0][0] == "rope: sign"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -141,6 +141,16 @@ def test_lie_a_stage_in_16_bits_gets_no_wider_budget(traced):
     assert diff(trace, reference)["layers.0.gate"].diverges
 
 
+def test_lie_the_trace_is_of_another_configuration():
+    """H14: numbers that agree with another configuration than the one that is shipped prove nothing for that one."""
+    reference = model()
+    trace = reference.trace(batch()[0])
+    trace.config["rope_parameters"]["rope_theta"] = 10001.0
+    found = diff(trace, reference)
+    assert found.conflicts == ["base 10001.0 instead of 10000.0"]
+    assert found.verdict == Verdict.UNDECIDED and found.exit_code == 2 and "another" in str(found)
+
+
 def test_the_result_does_not_change_from_run_to_run(traced):
     """H10."""
     assert str(diff(*traced)) == str(diff(*traced))

@@ -6,11 +6,13 @@ Importing this package needs NumPy alone. The levels that use PyTorch import it 
 from .compare import Report, Verdict, assert_parity, compare
 from .diagnose import Diagnosis, diagnose
 from .diff import Diff, diff
+from .telling import Probe, probe
 from .trace import Trace, trace_torch
 
 __all__ = [
     "Diagnosis",
     "Diff",
+    "Probe",
     "Report",
     "Trace",
     "Verdict",
@@ -18,5 +20,6 @@ __all__ = [
     "compare",
     "diagnose",
     "diff",
+    "probe",
     "trace_torch",
 ]

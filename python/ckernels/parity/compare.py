@@ -172,6 +172,7 @@ def compare(
         _decide(report, sums, fmt, terms, bound)
         if report.verdict in (Verdict.STRUCTURAL, Verdict.EXCESS_DRIFT) and report.compared:
             _locate(report, actual, exact, bound)
+            report.slices = _slices(actual, exact)
     if report.ok:
         _look_for_nothing(report, sums, fmt, _trivial_items(trivial), allow_constant, exact)
     if same and report.verdict is not Verdict.STRUCTURAL:
@@ -212,6 +213,7 @@ def _settle(report, verdict, reason):
 
 def _misplaced(report, sums):
     """NaN and inf that stand where exact has none, or the reverse."""
+    report.misplaced = sums.pattern_count
     if sums.pattern_count:
         report.margin = math.inf
         report.exceeding = sums.pattern_count
@@ -387,6 +389,29 @@ def _locate(report, actual, exact, bound):
         report.where = f"{count} of {report.size} elements beyond the allowance; " + _places(
             np.concatenate(found), report.shape
         )
+
+
+def _slices(actual, exact):
+    """The slice of each axis that holds more than half of the squared error: (axis, index, share)."""
+    if not exact.ndim:
+        return []
+    sums = [np.zeros(extent) for extent in exact.shape]
+    step = max(1, _LOCATE * len(exact) // exact.size)  # so many rows at a time
+    for start in range(0, len(exact), step):
+        part = slice(start, start + step)
+        with np.errstate(invalid="ignore", over="ignore"):
+            square = (np.asarray(actual[part], np.float64) - np.asarray(exact[part], np.float64)) ** 2
+        if not np.isfinite(square).all():
+            return []
+        for axis, into in enumerate(sums):
+            along = square.sum(tuple(a for a in range(square.ndim) if a != axis))
+            into[slice(None) if axis else part] += along
+    total = float(sums[0].sum())
+    return [
+        (axis, int(into.argmax()), float(into.max() / total))
+        for axis, into in enumerate(sums)
+        if into.size > 1 and into.max() > 0.5 * total > 0
+    ]
 
 
 def _ranges(indices):

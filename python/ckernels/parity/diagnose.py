@@ -138,7 +138,7 @@ class Diagnosis:
         if not self.findings:
             return self.diff.summary()
         head = f"{self.verdict}: first at {_named(self.layer, self.stage)}."
-        return "\n".join([head, *map(str, self.findings), self.diff.summary()])
+        return "\n".join([head, *map(str, self.findings), self.diff.summary().partition(": ")[2]])
 
     def to_dict(self):
         """Plain values, for JSON."""

@@ -7,7 +7,7 @@ walks through it.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
@@ -99,10 +99,13 @@ class Diff:
     stages : list of StageDiff
     format : str
         The number format in which the candidate was taken to compute.
+    conflicts : list of str
+        What the configuration of the trace says otherwise than the model's. With any of them nothing passes.
     """
 
     stages: list
     format: str
+    conflicts: list = field(default_factory=list)
     graft: object = field(default=None, repr=False)
 
     def __getitem__(self, name):
@@ -143,12 +146,15 @@ class Diff:
             return Verdict.VACUOUS
         if self.unmeasured:
             return UNMEASURED
+        if self.conflicts:
+            return Verdict.UNDECIDED
         return Verdict.EXACT if all(v == Verdict.EXACT for v in verdicts) else Verdict.WITHIN_BUDGET
 
     @property
     def exit_code(self):
-        """0 within budget, 1 a failure or a missing stage, 3 vacuous."""
-        return {Verdict.EXACT: 0, Verdict.WITHIN_BUDGET: 0, Verdict.VACUOUS: 3}.get(self.verdict, 1)
+        """0 within budget, 1 a failure or a missing stage, 2 undecided, 3 vacuous."""
+        codes = {Verdict.EXACT: 0, Verdict.WITHIN_BUDGET: 0, Verdict.UNDECIDED: 2, Verdict.VACUOUS: 3}
+        return codes.get(self.verdict, 1)
 
     def summary(self):
         """One or two sentences."""
@@ -163,6 +169,8 @@ class Diff:
         if self.unmeasured:
             names = [s.name for s in self.unmeasured]
             text += f"; {len(names)} UNMEASURED: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        if self.conflicts:
+            text += f"; the trace's configuration is another: {', '.join(self.conflicts)}"
         return text + "."
 
     def __str__(self):
@@ -178,7 +186,7 @@ class Diff:
         return {
             "schema": 1, "tool": "ck.parity.diff", "verdict": str(self.verdict), "format": self.format,
             "first": self.first.name if self.first else None, "exit_code": self.exit_code, "stages": stages,
-            "summary": self.summary(),
+            "conflicts": self.conflicts, "summary": self.summary(),
         }  # fmt: skip
 
 
@@ -249,7 +257,18 @@ def diff(candidate, model, *, names=None, dtype=None, assume=None, progress=None
         for name in [*graft.given, *refused]
         if name not in expected
     ]
-    return Diff(stages, graft.format, graft)
+    return Diff(stages, graft.format, _conflicts(candidate.config, graft.settings), graft)
+
+
+def _conflicts(config, settings):
+    """What the configuration of a trace says otherwise than the model's, where it says it."""
+    try:
+        own = Settings.of(config)
+    except ConfigError:  # a trace need not bring a whole configuration
+        return []
+    names = [f.name for f in fields(own) if f.name not in ("trained", "rope")]
+    pairs = ((name, getattr(own, name), getattr(settings, name)) for name in names)
+    return [f"{name} {mine} instead of {right}" for name, mine, right in pairs if mine != right]
 
 
 def grafted(candidate, model, names=None, dtype=None, assume=None):

@@ -67,6 +67,11 @@ class Report:
         The two budgets.
     reason : str
         One sentence on why this verdict.
+    misplaced : int
+        NaN and inf that stand where exact has none, or the reverse.
+    slices : list of (int, int, float)
+        Of a failure: axis, index along it, and the share of the squared error in that slice, where one slice of an axis
+        has more than half of it.
     """
 
     name: str = ""
@@ -95,6 +100,8 @@ class Report:
     exact_rms: float = math.nan
     exceeding: int = 0
     where: str = ""
+    slices: list = field(default_factory=list)
+    misplaced: int = 0
     notes: list = field(default_factory=list)
     _worst: list = field(default_factory=list, repr=False)
 
@@ -107,6 +114,11 @@ class Report:
     def ratio(self):
         """Our error over the peer's, the larger of maximum and root mean square; None without a peer."""
         return None if self.ratio_max is None else max(self.ratio_max, self.ratio_rms)
+
+    @property
+    def needed(self):
+        """The smallest ``bound`` that this result passes with, which is no advice to use it; None where none does."""
+        return self.max_abs if self.compared and math.isfinite(self.max_abs) and not self.misplaced else None
 
     def worst(self, count=10):
         """Return the elements with the largest errors, largest first (at most 100 are kept)."""
@@ -132,6 +144,12 @@ class Report:
         lines = [f"{self.verdict}: {what}: {self.reason}"]
         if self.where:
             lines.append(f"  where: {self.where}")
+        if self.slices:
+            held = (
+                f"{share:.0%} of the squared error at index {index} of axis {axis}"
+                for axis, index, share in self.slices
+            )
+            lines.append(f"  slices: {'; '.join(held)}")
         lines += [f"  {'worst' if i == 0 else '     '} at {e}" for i, e in enumerate(self.worst(3))]
         if self.compared:
             for label, error, allowed, margin, peer, ratio in (
@@ -148,5 +166,8 @@ class Report:
                 f"  {self.ulp:.3g} ulp, nmse {self.nmse:.3g}, cosine {self.cosine:.9f}, "
                 f"compared {self.compared} of {self.size}, exact up to {self.exact_max:.3g}"
             )
+            if not self.ok and self.needed is not None:
+                part = f" ({self.needed / self.exact_max:.3g} of the largest)" if self.exact_max else ""
+                lines.append(f"  would pass with bound={self.needed:.3g}{part}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
