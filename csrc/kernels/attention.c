@@ -101,9 +101,9 @@ static void
 one_partition(state *s, const struct ck_attention_fwd *a, size_t s0, span of)
 {
     const size_t rows = s->heads * s->n;
-    const ptrdiff_t k_step = a->k.stride[2], v_step = a->v.stride[2];
-    pack_columns(s->k, rows_at(&a->k, s->b, s->g) + (ptrdiff_t)s0 * k_step, k_step, of, s->D);
-    const bool finite = pack_rows(s->v, KEYS, rows_at(&a->v, s->b, s->g) + (ptrdiff_t)s0 * v_step, v_step, of, s->D);
+    const source k = source_of(&a->k, s->b, s->g, s->D), v = source_of(&a->v, s->b, s->g, s->D);
+    pack_columns(s->k, &k, s0, of);
+    const bool finite = pack_rows(s->v, KEYS, &v, s0, of);
 
     for (size_t r = 0; r < rows; r += ROWS) {
         const size_t n = rows - r < ROWS ? rows - r : ROWS;

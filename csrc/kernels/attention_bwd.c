@@ -18,18 +18,21 @@ typedef struct {
 static void
 queries_of(const struct ck_attention_bwd *a, size_t b, size_t h, size_t t0, size_t n, query *to)
 {
-    const char *dy = rows_at(&a->dy, b, h) + (ptrdiff_t)t0 * a->dy.stride[2];
-    const char *y = rows_at(&a->y, b, h) + (ptrdiff_t)t0 * a->y.stride[2];
+    const source dy = source_of(&a->dy, b, h, a->D), y = source_of(&a->y, b, h, a->D);
     for (size_t i = 0; i < n; i += 16) {
         float dots[16], x[16][16], z[16][16];
+        const size_t m = n - i < 16 ? n - i : 16;
+        place dy_at[PLACES], y_at[PLACES];
+        source_places(&dy, t0 + i, m, dy_at);
+        source_places(&y, t0 + i, m, y_at);
         v16 dot = v16_zero(), chain = v16_zero();
         for (size_t d = 0; d < a->D; d += 16) {
             if (d != 0 && d % CHAIN == 0) {
                 dot = d == CHAIN ? chain : v16_add(dot, chain);
                 chain = v16_zero();
             }
-            turn(x[0], dy, a->dy.stride[2], i, (span){0, n}, d, a->D);
-            turn(z[0], y, a->y.stride[2], i, (span){0, n}, d, a->D);
+            turn(x[0], &dy, dy_at, m, d);
+            turn(z[0], &y, y_at, m, d);
             for (size_t c = 0; c < (a->D - d < 16 ? a->D - d : 16); c++)
                 chain = v16_fma(v16_load_f32(x[c], 16), v16_load_f32(z[c], 16), chain);
         }
@@ -132,11 +135,10 @@ static void
 queries_partition(state *s, const struct ck_attention_bwd *a, size_t t0, size_t n, size_t s0, span of)
 {
     const size_t rows = s->heads * n;
-    const char *k = rows_at(&a->k, s->b, s->g) + (ptrdiff_t)s0 * a->k.stride[2];
-    const char *v = rows_at(&a->v, s->b, s->g) + (ptrdiff_t)s0 * a->v.stride[2];
-    pack_columns(s->columns, k, a->k.stride[2], of, s->D);
-    pack_columns(s->other_columns, v, a->v.stride[2], of, s->D);
-    const bool finite = pack_rows(s->rows, KEYS, k, a->k.stride[2], of, s->D);
+    const source k = source_of(&a->k, s->b, s->g, s->D), v = source_of(&a->v, s->b, s->g, s->D);
+    pack_columns(s->columns, &k, s0, of);
+    pack_columns(s->other_columns, &v, s0, of);
+    const bool finite = pack_rows(s->rows, KEYS, &k, s0, of);
 
     for (size_t r = 0; r < rows; r += ROWS) {
         const size_t m = rows - r < ROWS ? rows - r : ROWS;
@@ -243,8 +245,7 @@ keys_tile(state *s, size_t h, size_t t0, size_t s0, size_t r0, size_t rows, cons
 static void
 keys_with(state *s, const struct ck_attention_bwd *a, size_t h, size_t t0, size_t n, size_t s0, size_t keys)
 {
-    const char *q = rows_at(&a->q, s->b, h) + (ptrdiff_t)t0 * a->q.stride[2];
-    const char *dy = rows_at(&a->dy, s->b, h) + (ptrdiff_t)t0 * a->dy.stride[2];
+    const source q = source_of(&a->q, s->b, h, s->D), dy = source_of(&a->dy, s->b, h, s->D);
     const span block = {0, n};
     bool packed = false, finite = true;
 
@@ -258,10 +259,10 @@ keys_with(state *s, const struct ck_attention_bwd *a, size_t h, size_t t0, size_
         if (all.from == all.to)
             continue;
         if (!packed) {
-            pack_columns(s->columns, q, a->q.stride[2], block, s->D);
-            pack_columns(s->other_columns, dy, a->dy.stride[2], block, s->D);
-            finite = pack_rows(s->rows, KEYS, q, a->q.stride[2], block, s->D);
-            finite = pack_rows(s->other_rows, KEYS, dy, a->dy.stride[2], block, s->D) && finite;
+            pack_columns(s->columns, &q, t0, block);
+            pack_columns(s->other_columns, &dy, t0, block);
+            finite = pack_rows(s->rows, KEYS, &q, t0, block);
+            finite = pack_rows(s->other_rows, KEYS, &dy, t0, block) && finite;
             memset(s->query, 0, QUERIES * sizeof *s->query);
             queries_of(a, s->b, h, t0, n, s->query);
             packed = true;

@@ -7,6 +7,7 @@
  * A panel is sixteen columns wide: panel j of depth n lies at j * n * 16, [n][16].  A product's element is one chain of
  * fused multiply-adds over the depth, ascending, whatever the tile: so a row's bits do not depend on its neighbours.
  */
+#include "kernels/attention_source.h"
 #include "kernels/kernel.h"
 #include "ops/attention.h"
 #include "simd/math.h"
@@ -70,7 +71,7 @@ around(span x, span y)
     return (span){x.from < y.from ? x.from : y.from, x.to > y.to ? x.to : y.to};
 }
 
-static inline size_t wide(size_t D) { return (D + 15) / 16 * 16; }
+static inline size_t wide(size_t n) { return (n + 15) / 16 * 16; }
 
 /* The first of the rows [b,i,:,:] of an array, whose distance is x->stride[2]. */
 static inline const char *
@@ -99,42 +100,62 @@ pack_plain(float *to, const char *row, ptrdiff_t step, size_t n, size_t D)
             v16_store_f32(to, v16_load((const elem *)row + d, D - d), 16);
 }
 
-/* Rows from..to as depth: panel j holds columns 16j.. of every row.  False when one of them is not finite. */
+/* Rows s0 + from..to as depth: panel j holds columns 16j.. of every row.  False when one of them is not finite. */
 static inline bool
-pack_rows(float *to, size_t depth, const char *rows, ptrdiff_t step, span of, size_t D)
+pack_rows(float *to, size_t depth, const source *x, size_t s0, span of)
 {
     v16 strange = v16_zero();
-    for (size_t i = of.from; i < of.to; i++)
-        for (size_t d = 0; d < D; d += 16) {
-            const v16 x = v16_load((const elem *)(rows + (ptrdiff_t)i * step) + d, D - d);
-            __builtin_prefetch((const elem *)(rows + (ptrdiff_t)(i + AHEAD) * step) + d);
-            strange = v16_fma(x, v16_zero(), strange); /* NaN from the first that is not finite */
-            v16_store_f32(to + d * depth + i * 16, x, 16);
+    for (size_t i = of.from, n; i < of.to; i += n) {
+        float widened[16 * PLACES];
+        const float *row[PLACES];
+        place at[PLACES];
+        n = of.to - i < PLACES ? of.to - i : PLACES;
+        source_places(x, s0 + i, n, at);
+        for (size_t j = 0; j < n; j++)
+            source_fetch(x, s0 + i + j + AHEAD);
+        for (size_t d = 0; d < x->D; d += 16) {
+            source_floats(x, at, n, d, widened, row);
+            for (size_t j = 0; j < n; j++) {
+                const v16 z = v16_load_f32(row[j], x->D - d);
+                strange = v16_fma(z, v16_zero(), strange); /* NaN from the first that is not finite */
+                v16_store_f32(to + d * depth + (i + j) * 16, z, 16);
+            }
         }
+    }
     return v16_sum(strange) == 0.0f;
 }
 
-/* Sixteen rows of which those in `of` are there, from column d, as columns: to[c * 16 + row]; the rest 0. */
+/* Columns d.. of n <= 16 rows, turned: to[c * 16 + row], 0 for the rows past n. */
 static inline void
-turn(float *to, const char *rows, ptrdiff_t step, size_t first, span of, size_t d, size_t D)
+turn(float *to, const source *x, const place *at, size_t n, size_t d)
 {
-    const float *from[16];
-    float wide[16 * 16];
-    for (size_t i = 0; i < 16; i++) {
-        const elem *row = (const elem *)(rows + (ptrdiff_t)(first + i) * step) + d;
-        from[i] = first + i >= of.from && first + i < of.to ? ck_floats(wide + 16 * i, row, D - d) : ck_zeros;
-        __builtin_prefetch((const elem *)(rows + (ptrdiff_t)(first + i + AHEAD) * step) + d);
-    }
-    v16_transpose(to, 16, from, D - d < 16 ? D - d : 16);
+    float widened[16 * PLACES];
+    const float *row[PLACES];
+    source_floats(x, at, n, d, widened, row);
+    for (size_t i = n; i < 16; i++)
+        row[i] = ck_zeros;
+    v16_transpose(to, 16, row, x->D - d < 16 ? x->D - d : 16);
 }
 
-/* Rows from..to as columns: panel j holds rows 16j.. over the depth D. */
+/* Rows s0 + from..to as columns: panel j holds rows 16j.. over the depth D, 0 for those outside. */
 static inline void
-pack_columns(float *to, const char *rows, ptrdiff_t step, span of, size_t D)
+pack_columns(float *to, const source *x, size_t s0, span of)
 {
-    for (size_t i = of.from / 16 * 16; i < of.to; i += 16)
-        for (size_t d = 0; d < D; d += 16)
-            turn(to + i * D + d * 16, rows, step, i, of, d, D);
+    for (size_t i = of.from / 16 * 16; i < of.to; i += 16) {
+        float widened[16 * PLACES];
+        const float *row[PLACES];
+        place at[PLACES];
+        const size_t from = of.from > i ? of.from - i : 0, n = (of.to - i < 16 ? of.to - i : 16) - from;
+        for (size_t j = 0; j < 16; j++)
+            row[j] = ck_zeros;
+        source_places(x, s0 + i + from, n, at);
+        for (size_t j = 0; j < n; j++)
+            source_fetch(x, s0 + i + from + j + AHEAD);
+        for (size_t d = 0; d < x->D; d += 16) {
+            source_floats(x, at, n, d, widened, row + from);
+            v16_transpose(to + i * x->D + d * 16, 16, row, x->D - d < 16 ? x->D - d : 16);
+        }
+    }
 }
 
 /* ---- products ---- */
