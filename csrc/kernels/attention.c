@@ -101,7 +101,9 @@ static void
 one_partition(state *s, const struct ck_attention_fwd *a, size_t s0, span of)
 {
     const size_t rows = s->heads * s->n;
-    const source k = source_of(&a->k, s->b, s->g, s->D), v = source_of(&a->v, s->b, s->g, s->D);
+    const ck_kv_cache *cache = a->cache;
+    const source k = cache == NULL ? source_of(&a->k, s->b, s->g, s->D) : source_of_cache(cache, &cache->k, s->b, s->g);
+    const source v = cache == NULL ? source_of(&a->v, s->b, s->g, s->D) : source_of_cache(cache, &cache->v, s->b, s->g);
     pack_columns(s->k, &k, s0, of);
     const bool finite = pack_rows(s->v, KEYS, &v, s0, of);
 

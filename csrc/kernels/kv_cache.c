@@ -1,5 +1,6 @@
 #include "kernels/kernel.h"
-#include "kernels/kv_codes.h"
+#include "kernels/kv_decode.h"
+#include "kernels/kv_encode.h"
 #include "ops/kv_cache.h"
 
 /* A row that is appended, for keys and for values, in both stores. */
@@ -45,7 +46,7 @@ CK_KERNEL(kv_read)
     for (size_t i = task.begin; i < task.end; i++) { /* i = g * L + l */
         size_t one = 1;
         const size_t row = ck_kv_run(&form, (size_t)a->item, i / a->L, (size_t)a->from + i % a->L, &one);
-        kv_get_elements(ck_row(&a->y, i), task.scratch, &form, &part, row);
+        kv_get(ck_row(&a->y, i), &form, &part, row);
     }
 }
 
@@ -66,7 +67,7 @@ CK_KERNEL(kv_dequantize)
     for (size_t r = task.begin; r < task.end; r++) {
         const ck_kv_part from = {ck_row(&a->codes, r), a->scales.data != NULL ? ck_row(&a->scales, r) : NULL,
                                  a->biases.data != NULL ? ck_row(&a->biases, r) : NULL};
-        kv_get_elements(ck_row(&a->y, r), task.scratch, &form, &from, 0);
+        kv_get(ck_row(&a->y, r), &form, &from, 0);
     }
 }
 
@@ -78,7 +79,7 @@ CK_KERNEL(kv_finite)
         if (a->counts != NULL && r % a->T >= (size_t)a->counts[r / a->T / a->G])
             continue;
         for (size_t d = 0; d < a->D; d += 16)
-            strange = v16_fma(v16_load(x + d, a->D - d), v16_zero(), strange); /* NaN from the first that is not finite */
+            strange = v16_fma(v16_mul(v16_load(x + d, a->D - d), v16_splat(4.0f)), v16_zero(), strange); /* inf * 0 is NaN */
         a->strange[r] = v16_sum(strange) != 0.0f;
     }
 }

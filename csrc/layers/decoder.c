@@ -134,10 +134,10 @@ attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_an
     TRY(rotate(k, a->q_rope, a->q, at, B, T, H, D));
     TRY(rotate(k, a->k_rope, a->k, at, B, T, G, D));
     if (after != NULL)
-        TRY(ck_kv_cache_append(k, &(struct ck_kv_cache_append){
-            .keys = a->keys, .values = a->values, .k = ck_heads(a->k_rope, B, T, G, D, WIDTH),
+        TRY(ck_kv_append(k, &(struct ck_kv_append){
+            .k_codes = a->keys.data, .v_codes = a->values.data, .k = ck_heads(a->k_rope, B, T, G, D, WIDTH),
             .v = ck_heads(a->v, B, T, G, D, WIDTH), .lengths = a->lengths, .counts = a->counts,
-            .B = B, .G = G, .T = T, .S = a->S, .D = D}));
+            .N = B, .B = B, .G = G, .T = T, .S = a->S, .D = D, .W = D * WIDTH}));
     TRY(attend(k, a, after));
     if (a->scores != NULL || a->probs != NULL)
         TRY(ck_capture_attention(&(ck_attention_stages){.q = a->q_rope, .k = a->k_rope, .scores = a->scores,
@@ -221,7 +221,7 @@ refuse_forward(const struct ck_decoder_fwd *a)
         return ck_refuse(CK_BAD_VALUE, "with a cache, positions follow from its lengths, and scores are not captured");
     if (!cached && a->counts != NULL)
         return ck_refuse(CK_BAD_VALUE, "'counts' needs a cache");
-    return cached ? ck_refuse_lengths(a->lengths, a->counts, a->B, a->T, a->S) : CK_OK;
+    return cached ? ck_refuse_lengths(&(ck_kv_form){.N = a->B, .S = a->S}, a->lengths, a->counts, a->B, a->T, false) : CK_OK;
 }
 
 CK_RUN(decoder_fwd)

@@ -81,7 +81,7 @@ refuse_strange(const ck_kernels *k, const char *name, const ck_array *x, const i
     ck_status status = ck_tasks(R, ck_grain(D), CK_FAST(kv_finite), &a);
     const uint8_t *at = status == CK_OK ? memchr(strange, 1, R) : NULL;
     if (at != NULL)
-        status = ck_refuse(CK_BAD_VALUE, "'%s' holds NaN or inf in row %zu, which cannot be quantised", name, (size_t)(at - strange));
+        status = ck_refuse(CK_BAD_VALUE, "'%s' holds NaN, inf or a number beyond 2^126 in row %zu: it cannot be quantised", name, (size_t)(at - strange));
     ck_give(strange, R + 1);
     return status;
 }
@@ -177,6 +177,37 @@ CK_RUN(kv_append_batched)
         TRY(refuse_strange(k, "v", &a->v, NULL, a->N * a->G, 1, 1, a->D));
     }
     return ck_tasks(a->N * a->G, ck_grain(2 * a->D), CK_FAST(kv_append_batched), a);
+}
+
+/* The earliest position that a query of item b sees must not have been overwritten. */
+static ck_status
+refuse_overwritten(const struct ck_kv_attend *a)
+{
+    for (size_t b = 0; a->ring && a->T != 0 && b < a->B; b++) {
+        const int64_t gone = a->lengths[b] - (int64_t)a->S; /* positions below it */
+        const int64_t first = a->left < 0 || a->left > a->offsets[b] ? 0 : a->offsets[b] - a->left;
+        if (first < gone)
+            return ck_refuse(CK_BAD_VALUE, "item %zu keeps positions from %lld on, and 'window' reaches back to %lld", b,
+                             (long long)gone, (long long)first);
+    }
+    return CK_OK;
+}
+
+CK_RUN(kv_attend)
+{
+    const ck_kv_cache cache = {CK_KV_FORM(a), CK_KV_PART(a, k), CK_KV_PART(a, v)};
+    size_t most = 0;
+    TRY(ck_refuse_form(&cache.form, &cache.k, a->q.width));
+    TRY(ck_refuse_form(&cache.form, &cache.v, a->q.width));
+    TRY(ck_refuse_lengths(&cache.form, a->lengths, NULL, a->B, 0, a->ring));
+    TRY(ck_refuse_table(&cache.form, a->lengths, NULL, a->B, 0));
+    TRY(refuse_overwritten(a));
+    for (size_t b = 0; b < a->B; b++)
+        most = (size_t)a->lengths[b] > most ? (size_t)a->lengths[b] : most;
+    return ck_attention_fwd(k, &(struct ck_attention_fwd){
+        .y = a->y, .q = a->q, .sinks = a->sinks, .offsets = a->offsets, .lengths = a->lengths, .left = a->left, .right = -1,
+        .causal = true, .scale = a->scale, .softcap = a->softcap, .B = a->B, .H = a->H, .G = a->G, .T = a->T, .S = most,
+        .D = a->D, .cache = &cache});
 }
 
 CK_RUN(kv_read)

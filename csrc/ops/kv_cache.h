@@ -10,7 +10,7 @@
  * depends on the token alone.  Before that, block copy_from[m] is copied to block copy_to[m].
  *
  * Refused, with nothing written: lengths[b] + counts[b] > S without a table, or more than P blocks (in a ring,
- * counts[b] > S); a negative one; a block out of range; in a quantised store, NaN or inf in what is to be written.
+ * counts[b] > S); a negative one; a block out of range; in a quantised store, NaN, inf or 2^126 in what is to be written.
  */
 #define CK_ARGS_kv_append(_)                        \
     CK_KV_WRITTEN(_)                                \
@@ -64,6 +64,39 @@ CK_DECLARE(kv_append)
     _(SIZES,        size_t,  V,        "")
 CK_DECLARE(kv_append_batched)
 
+/*
+ * kv_attend -- causal attention (ops/attention.h) over what a cache holds, as it is stored: no dequantised copy is made
+ *
+ * Item b holds lengths[b] positions; its query t stands at offsets[b] + t and sees keys from left before it (all where
+ * left < 0).  A key's value is the float32 number that ops/kv_store.h gives it, not rounded to the dtype.  In a ring, what a
+ * query sees must be among the last S positions.
+ */
+#define CK_ARGS_kv_attend(_)                        \
+    _(OUT,      elem,    y,        "B H T D")       \
+    _(IN,       elem,    q,        "B H T D")       \
+    CK_KV_READ(_)                                   \
+    _(OPT_INV,  int64_t, table,    "B P")           \
+    _(OPT_INV,  float,   sinks,    "H")             \
+    _(INV,      int64_t, offsets,  "B")             \
+    _(INV,      int64_t, lengths,  "B")             \
+    _(INT,      int64_t, left,     "")              \
+    _(REAL,     double,  scale,    "")              \
+    _(REAL,     double,  softcap,  "")              \
+    _(FLAG,     int,     ring,     "")              \
+    _(INT,      int64_t, format,   "")              \
+    _(INT,      int64_t, group,    "")              \
+    _(SIZE,     size_t,  N,        "")              \
+    _(SIZE,     size_t,  P,        "")              \
+    _(SIZE,     size_t,  G,        "")              \
+    _(SIZE,     size_t,  S,        "")              \
+    _(SIZE,     size_t,  D,        "")              \
+    _(SIZE,     size_t,  W,        "")              \
+    _(SIZE,     size_t,  V,        "")              \
+    _(SIZE,     size_t,  B,        "")              \
+    _(SIZE,     size_t,  H,        "")              \
+    _(SIZE,     size_t,  T,        "")
+CK_DECLARE(kv_attend)
+
 /* kv_read -- positions from..from+L-1 of one item, keys or values: y[g, l, :].  Bulk dequantisation; plain ones a copy. */
 #define CK_ARGS_kv_read(_)                          \
     _(OUT,      elem,    y,      "G L D")           \
@@ -116,7 +149,7 @@ CK_DECLARE(kv_quantize)
     _(SIZE,     size_t,  V,      "")
 CK_DECLARE(kv_dequantize)
 
-/* Which of R = I T rows of D elements hold NaN or inf, of the first counts[i / G] in every T (all where NULL): a byte a row. */
+/* Which of R = I T rows of D elements hold NaN, inf or numbers from 2^126 on, of the first counts[i / G] in every T (all where NULL): a byte a row. */
 struct ck_kv_finite {
     uint8_t *strange;
     ck_array x;

@@ -24,7 +24,7 @@
  *                rounded to nearest even;  value = code * scale
  *
  * A scale below the smallest normal number of its dtype becomes that number: what underflows to 0 cannot be divided by.
- * A bias of -0 is stored as 0.  Where max - min overflows, both are halved first and the quotient doubled.
+ * A bias of -0 is stored as 0.  A quantised store refuses NaN, inf and numbers from 2^126 on, whose differences overflow.
  */
 typedef enum { CK_KV_PLAIN, CK_KV_INT8, CK_KV_INT4, CK_KV_INT8_SYM, CK_KV_E4M3, CK_KV_E5M2, CK_KV_FORMATS } ck_kv_format;
 

@@ -31,12 +31,11 @@ affine(uint8_t *codes, elem *scale, elem *bias, const elem *x, size_t first, siz
         max = (float)get(&x[d]) > max ? (float)get(&x[d]) : max;
         min = (float)get(&x[d]) < min ? (float)get(&x[d]) : min;
     }
-    const float part = max - min == INFINITY ? 0.5f : 1.0f;
-    const float by = scaled(scale, max == min ? 1 : (max * part - min * part) / levels / part);
+    const float by = scaled(scale, max == min ? 1 : (max - min) / levels);
     const float from = rounded(bias, min + 0.0f);
     for (size_t d = 0; d < n; d++) {
-        const float above = (float)get(&x[d]) * part - from * part;
-        const int code = (int)within(above / by / part + 0.5f, 0, levels);
+        const float above = (float)get(&x[d]) - from;
+        const int code = (int)within(above / by + 0.5f, 0, levels);
         uint8_t *to = &codes[bits == 8 ? first + d : (first + d) / 2];
         *to = (uint8_t)(bits == 8 ? code : d % 2 ? (*to & 15) | code << 4 : code);
     }
@@ -167,6 +166,6 @@ CK_KERNEL(kv_finite)
     for (size_t r = task.begin; r < task.end; r++)
         if (!a->counts || (int64_t)(r % a->T) < a->counts[r / a->T / a->G])
             for (size_t d = 0; d < a->D; d++)
-                if (!isfinite(get(&((const elem *)ck_row(&a->x, r))[d])))
+                if (!(fabs(get(&((const elem *)ck_row(&a->x, r))[d])) < 0x1p126))
                     a->strange[r] = 1;
 }

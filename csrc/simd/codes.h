@@ -5,12 +5,23 @@
  *
  *     v16_load_u8(p), v16_load_i8(p)        16 bytes, unsigned or signed
  *     v16_load_e4m3(p), v16_load_e5m2(p)    16 bytes, float8 e4m3fn (no inf; 0x7f and 0xff are NaN) and e5m2
+ *     v16_load_all(p)                       sixteen times the element at p
  *     v16_levels(scale, bias)               a v16_level: what v16_load_u4 gives for each of the 16 codes
  *     v16_load_u4(level, p)                 8 bytes, two codes each, the low one first: code * scale + bias, both rounded
  */
 #include "simd/words.h"
 
 #include <string.h>
+
+static inline v16 v16_load_all_f32(const float *p) { return v16_splat(*p); }
+#if (defined(__AVX512F__) || defined(__AVX2__)) && !defined(CK_PORTABLE)
+static inline v16 v16_load_all_bf16(const ck_bf16 *p) { return ck_wide_bf16(_mm256_set1_epi16((int16_t)p->bits)); }
+static inline v16 v16_load_all_f16(const ck_f16 *p) { return ck_wide_f16(_mm256_set1_epi16((int16_t)p->bits)); }
+#else
+static inline v16 v16_load_all_bf16(const ck_bf16 *p) { return v16_splat(v16_sum(v16_load_bf16(p, 1))); }
+static inline v16 v16_load_all_f16(const ck_f16 *p) { return v16_splat(v16_sum(v16_load_f16(p, 1))); }
+#endif
+#define v16_load_all CK_WORD(v16_load_all, CK_DTYPE)
 
 static inline v16
 v16_affine(v16 code, v16 scale, v16 bias)

@@ -1,23 +1,18 @@
-#ifndef CK_KV_CODES_H
-#define CK_KV_CODES_H
-/* A row of a key-value cache, to its codes and back: the arithmetic that ops/kv_store.h writes down. */
+#ifndef CK_KV_ENCODE_H
+#define CK_KV_ENCODE_H
+/* A row of elements to its codes in a key-value cache: the arithmetic that ops/kv_store.h writes down. */
 #include "kernels/kernel.h"
 #include "ops/kv_store.h"
-#include "simd/codes.h"
 #include "simd/copy.h"
+#include "simd/words.h"
 
 #include <math.h>
 #include <string.h>
 
-/* The smallest normal number of the dtype, and the largest number. */
+/* The smallest normal number of the dtype. */
 #define CK_TINY_f32 0x1p-126f
 #define CK_TINY_bf16 0x1p-126f
 #define CK_TINY_f16 0x1p-14f
-#define CK_HUGE_f32 0x1.fffffep127f
-#define CK_HUGE_bf16 0x1.fep127f
-#define CK_HUGE_f16 65504.0f
-
-/* ---- writing ---- */
 
 /* A number as it is stored. */
 static inline float
@@ -65,14 +60,11 @@ kv_put_affine(uint8_t *codes, elem *scale, elem *bias, const elem *x, size_t n, 
         hi = v16_max(v16_load(x + i, 16), hi);
     }
     const float max = v16_peak(hi), min = -v16_peak(v16_neg(lo)) + 0.0f;
-    const float part = max - min == INFINITY ? 0.5f : 1.0f; /* where the difference overflows, halves have one */
-    const float step = kv_scale(scale, max == min ? 1.0f : (max * part - min * part) / levels / part);
+    const float step = kv_scale(scale, max == min ? 1.0f : (max - min) / levels);
     const float from = kv_rounded(bias, min);
-    const v16 by = v16_splat(step), zero = v16_splat(from * part), half = v16_splat(0.5f), all = v16_splat(levels);
-    const v16 factor = v16_splat(part), back = v16_splat(1.0f / part);
+    const v16 by = v16_splat(step), zero = v16_splat(from), half = v16_splat(0.5f), all = v16_splat(levels);
     for (size_t i = 0; i < n; i += 16) {
-        const v16 above = v16_sub(v16_mul(v16_load(x + i, 16), factor), zero);
-        const v16 code = v16_add(v16_mul(v16_div(above, by), back), half);
+        const v16 code = v16_add(v16_div(v16_sub(v16_load(x + i, 16), zero), by), half);
         const v16 within = v16_min(v16_max(code, v16_zero()), all);
         if (bits == 8)
             kv_put_bytes(codes + i, within, 16); /* drops what is behind the point */
@@ -170,99 +162,6 @@ kv_put(const ck_kv_form *form, const ck_kv_part *to, size_t row, const elem *x, 
             ck_copy((char *)codes, (const char *)x, form->W, true);
         else
             memcpy(codes, x, form->W);
-    }
-}
-
-/* ---- reading ---- */
-
-/* Scales of a row, or its biases, from number i on: 16 at most. */
-static inline void
-kv_numbers(float *to, const elem *from, size_t i, size_t V)
-{
-    v16_store_f32(to, v16_load(from + i, V - i), 16);
-}
-
-/* Sixteen codes of a format. */
-CK_TEMPLATE v16
-kv_take(const uint8_t *codes, size_t i, ck_kv_format format, v16 scale, v16 bias, const v16_level *level)
-{
-    return format == CK_KV_INT4       ? v16_load_u4(*level, codes + i / 2)
-           : format == CK_KV_INT8     ? v16_affine(v16_load_u8(codes + i), scale, bias)
-           : format == CK_KV_INT8_SYM ? v16_mul(v16_load_i8(codes + i), scale)
-           : format == CK_KV_E4M3     ? v16_mul(v16_load_e4m3(codes + i), scale)
-                                      : v16_mul(v16_load_e5m2(codes + i), scale);
-}
-
-/* A row of groups of whole vectors. */
-CK_TEMPLATE void
-kv_get_groups(float *to, const ck_kv_form *form, const uint8_t *codes, const elem *scales, const elem *biases, ck_kv_format format)
-{
-    const bool affine = format == CK_KV_INT4 || format == CK_KV_INT8;
-    const size_t group = form->group;
-    float scale[16], bias[16];
-    for (size_t i = 0; i < form->V; i++) {
-        if (i % 16 == 0) {
-            kv_numbers(scale, scales, i, form->V);
-            if (affine)
-                kv_numbers(bias, biases, i, form->V);
-        }
-        const v16 by = v16_splat(scale[i % 16]), from = affine ? v16_splat(bias[i % 16]) : by;
-        const v16_level level = format == CK_KV_INT4 ? v16_levels(by, from) : v16_levels(by, by);
-        for (size_t c = i * group; c < (i + 1) * group; c += 16)
-            v16_store_f32(to + c, kv_take(codes, c, format, by, from, &level), 16);
-    }
-}
-
-/* A row of D channels with one scale; D may end anywhere.  Lanes behind it are 0. */
-static inline void
-kv_get_symmetric(float *to, const uint8_t *codes, const elem *scale, size_t D)
-{
-    const v16 by = v16_splat(v16_sum(v16_load(scale, 1)));
-    size_t i = 0;
-    for (; i + 16 <= D; i += 16)
-        v16_store_f32(to + i, v16_mul(v16_load_i8(codes + i), by), 16);
-    if (i < D) {
-        uint8_t few[16] = {0};
-        memcpy(few, codes + i, D - i);
-        v16_store_f32(to + i, v16_mul(v16_load_i8(few), by), 16);
-    }
-}
-
-/* Row `row` of a store as floats; `to` has room for whole vectors. */
-static inline void
-kv_get(float *to, const ck_kv_form *form, const ck_kv_part *from, size_t row)
-{
-    const uint8_t *codes = (const uint8_t *)from->codes + row * form->W;
-    const elem *scales = from->scales != NULL ? (const elem *)from->scales + row * form->V : NULL;
-    const elem *biases = from->biases != NULL ? (const elem *)from->biases + row * form->V : NULL;
-    switch (form->format) {
-    case CK_KV_INT8: kv_get_groups(to, form, codes, scales, biases, CK_KV_INT8); break;
-    case CK_KV_INT4: kv_get_groups(to, form, codes, scales, biases, CK_KV_INT4); break;
-    case CK_KV_INT8_SYM: kv_get_symmetric(to, codes, scales, form->D); break;
-    case CK_KV_E4M3: kv_get_groups(to, form, codes, scales, NULL, CK_KV_E4M3); break;
-    case CK_KV_E5M2: kv_get_groups(to, form, codes, scales, NULL, CK_KV_E5M2); break;
-    default:
-        for (size_t d = 0; d < form->D; d += 16)
-            v16_store_f32(to + d, v16_load((const elem *)(const void *)codes + d, form->D - d), 16);
-    }
-}
-
-/*
- * Row `row` of a store as elements: of a plain one, bit for bit; what rounds past the largest number is that number.
- * `wide` has room for a row of floats in whole vectors.
- */
-static inline void
-kv_get_elements(elem *to, float *wide, const ck_kv_form *form, const ck_kv_part *from, size_t row)
-{
-    const v16 most = v16_splat(CK_WORD(CK_HUGE, CK_DTYPE));
-    if (form->format == CK_KV_PLAIN) {
-        memcpy(to, (const uint8_t *)from->codes + row * form->W, form->W);
-        return;
-    }
-    kv_get(wide, form, from, row);
-    for (size_t d = 0; d < form->D; d += 16) {
-        const v16 x = v16_max(v16_neg(most), v16_min(most, v16_load_f32(wide + d, 16))); /* NaN stays */
-        v16_store(to + d, x, form->D - d);
     }
 }
 #endif
