@@ -13,7 +13,10 @@ LINE = re.compile(r"^ {4}(\w+): (?:bool or |(list) of )?(\w+)(?:,? (?:broadcast 
 ARRAYS = {"float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64, "uint8_t": np.uint8}
 SIZES = {"K": 8}  # half of the others: rope has K pairs of D = 2K channels
 # What excludes other arguments, left out of a full call: a layer that writes to a cache captures no scores.
-EXCLUDES = {"decoder_fwd": {"keys", "values", "lengths", "counts"}}
+EXCLUDES = {
+    "decoder_fwd": {"lengths", "counts", "table", "copy_from", "copy_to"}
+    | {f"{side}_{part}" for side in "kv" for part in ("codes", "scales", "biases")}
+}
 
 
 class Parameter(NamedTuple):

@@ -22,7 +22,7 @@ def quantised(x, quant, group):
     wide = x.astype(f32)
     if quant == "int8_sym":
         group = x.shape[-1]
-    groups = wide.reshape(*x.shape[:-1], -1, group)
+    groups = wide.reshape(*x.shape[:-1], x.shape[-1] // group, group)
     if quant in ("int8", "int4"):
         bits = int(quant[3:])
         levels = f32(2**bits - 1)
@@ -30,7 +30,7 @@ def quantised(x, quant, group):
         scale = no_smaller(np.where(high == low, f32(1), (high - low) / levels), dtype)
         bias = rounded(low, dtype) + f32(0)
         steps = (groups - bias[..., None]) / scale[..., None] + f32(0.5)
-        codes = np.clip(steps, f32(0), levels).astype(np.uint32).reshape(*x.shape[:-1], -1, 32 // bits)
+        codes = np.clip(steps, f32(0), levels).astype(np.uint32).reshape(*x.shape[:-1], x.shape[-1] * bits // 32, 32 // bits)
         shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
         return {"codes": (codes << shifts).sum(-1, dtype=np.uint32), "scales": scale.astype(dtype),
                 "biases": bias.astype(dtype)}
@@ -52,7 +52,7 @@ def values(stored, quant, group, D):
         bits = int(quant[3:])
         shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
         codes = ((codes[..., None] >> shifts) & np.uint32(2**bits - 1)).reshape(*codes.shape[:-1], D)
-    numbers = codes.astype(np.float32).reshape(*codes.shape[:-1], scale.shape[-1], -1) * scale[..., None]
+    numbers = codes.astype(np.float32).reshape(*scale.shape, D // scale.shape[-1]) * scale[..., None]
     if "biases" in stored:
         numbers = numbers + stored["biases"].astype(np.float32)[..., None]
     return numbers.reshape(*codes.shape[:-1], D)

@@ -106,28 +106,37 @@ copy_block(const ck_kv_form *form, const ck_kv_part *part, size_t width, size_t 
         memcpy((char *)part->biases + to * scales, (char *)part->biases + from * scales, scales);
 }
 
-CK_RUN(kv_append)
+ck_status
+ck_refuse_append(const struct ck_kv_append *a)
 {
     const ck_kv_form form = CK_KV_FORM(a);
     const ck_kv_part k_part = CK_KV_PART(a, k), v_part = CK_KV_PART(a, v);
-    const size_t R = a->B * a->G * a->T, copies = a->copy_from != NULL ? a->M : 0;
-
     TRY(ck_refuse_form(&form, &k_part, a->k.width));
     TRY(ck_refuse_form(&form, &v_part, a->k.width));
     TRY(ck_refuse_lengths(&form, a->lengths, a->counts, a->B, a->T, a->ring));
     TRY(ck_refuse_table(&form, a->lengths, a->counts, a->B, a->T));
     if ((a->copy_from != NULL) != (a->copy_to != NULL))
         return ck_refuse(CK_BAD_VALUE, "'copy_from' and 'copy_to' come together");
-    for (size_t m = 0; m < copies; m++)
+    for (size_t m = 0; a->copy_from != NULL && m < a->M; m++)
         if (a->copy_from[m] < 0 || (size_t)a->copy_from[m] >= a->N || a->copy_to[m] < 0 || (size_t)a->copy_to[m] >= a->N
             || a->copy_from[m] == a->copy_to[m])
             return ck_refuse(CK_BAD_INDEX, "'copy_to' holds %lld for block %lld of %zu", (long long)a->copy_to[m],
                              (long long)a->copy_from[m], a->N);
+    return CK_OK;
+}
+
+CK_RUN(kv_append)
+{
+    const ck_kv_form form = CK_KV_FORM(a);
+    const ck_kv_part k_part = CK_KV_PART(a, k), v_part = CK_KV_PART(a, v);
+    const size_t R = a->B * a->G * a->T;
+
+    TRY(ck_refuse_append(a));
     if (form.format != CK_KV_PLAIN) {
         TRY(refuse_strange(k, "k", &a->k, a->counts, R, a->T, a->G, a->D));
         TRY(refuse_strange(k, "v", &a->v, a->counts, R, a->T, a->G, a->D));
     }
-    for (size_t m = 0; m < copies; m++) {
+    for (size_t m = 0; a->copy_from != NULL && m < a->M; m++) {
         copy_block(&form, &k_part, a->k.width, (size_t)a->copy_from[m], (size_t)a->copy_to[m]);
         copy_block(&form, &v_part, a->k.width, (size_t)a->copy_from[m], (size_t)a->copy_to[m]);
     }

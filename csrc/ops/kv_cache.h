@@ -36,6 +36,9 @@
     _(SIZE,     size_t,  M,         "")
 CK_DECLARE(kv_append)
 
+/* What it refuses, but for NaN and inf, for a layer to ask before it begins. */
+ck_status ck_refuse_append(const struct ck_kv_append *a);
+
 /*
  * kv_append_batched -- one token for each of N caches of one item each, of any capacities, each at its own length
  *

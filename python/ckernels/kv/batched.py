@@ -72,6 +72,9 @@ def _check_member(i, cache, first):
     mine, theirs = cache.storage, first.storage
     if cache.batch != 1:
         raise ValueError(f"{_NAME}(): 'caches[{i}]' has {cache.batch} items: one is needed")
+    if not cache.ring and cache.lengths[0] >= cache.capacity:
+        raise ValueError(f"{_NAME}(): 'caches[{i}]' holds {cache.lengths[0]} tokens of {cache.capacity}: "
+                         f"1 more does not fit")
     for name in ("kv_heads", "head_dim", "dtype", "quant", "group"):
         if getattr(mine, name) != getattr(theirs, name):
             raise ValueError(f"{_NAME}(): 'caches[{i}]' has {name} {getattr(mine, name)}, 'caches[0]' "

@@ -6,6 +6,7 @@ import numpy as np
 
 from ckernels import _ck
 from ckernels.kv.formats import Storage, attend_options, integer
+from ckernels.runtime import empty
 
 __all__ = ["KVCache", "integers"]
 
@@ -298,7 +299,7 @@ def cancelled(cache, writing, who, error):
     """Give back what was reserved and raise again, under the name that the user called."""
     cache.cancel(writing)
     text = str(error)
-    if text.startswith("KVCache.") and not text.startswith(who + "()"):
+    if text.startswith(("KVCache.", "DecoderLayer.forward")) and not text.startswith(who + "()"):
         raise type(error)(who + text[text.index("()"):]) from None
     raise error
 
@@ -330,5 +331,6 @@ def read(storage, who, q, lengths, table, options, first=None):
 
 def dequantised(storage, name, item, first, length, table):
     """Return positions ``first`` to ``length`` of an item as elements, [G, length - first, D]."""
-    return _ck.kv_read(None, *storage.part(name), table, item, first, length - first, storage.head_dim,
+    out = empty((storage.kv_heads, length - first, storage.head_dim), storage.dtype)
+    return _ck.kv_read(out, *storage.part(name), table, item, first, length - first, storage.head_dim,
                        storage.format.number, storage.group)
