@@ -216,7 +216,7 @@ def test_caches_that_do_not_fit_the_layer_are_refused(rng):
     x = np.zeros((1, 1, 48), "f4")
     with pytest.raises(ValueError, match=r"decode\(\): 'cache' is a ring, and the layer sees all tokens"):
         layer.decode(x, ck.KVCache(2, 16, 4, ring=True))
-    with pytest.raises(ValueError, match=r"decode\(\): 'cache' holds float16, the layer float32"):
+    with pytest.raises(ValueError, match=r"decode\(\): 'cache' holds float16, not float32"):
         layer.decode(x, ck.KVCache(2, 16, 4, dtype="float16"))
 
 

@@ -448,7 +448,7 @@ class TestCache:
         whole = model(ids, cache=model.new_cache(40, 3, quant))
         if quant is None:
             np.testing.assert_array_equal(whole, model(ids))
-        cache, held = model.new_cache(40, 3, quant, 11 if paged else False), np.zeros(3, int)
+        cache, held = model.new_cache(40, 3, quant, 12 if paged else False), np.zeros(3, int)
         for counts in ([5, 1, 20], [1, 0, 3], [17, 16, 1], [9, 11, 13], [5, 9, 0]):
             width = max(counts)
             part = np.stack([np.pad(ids[b, n : n + c], (0, width - c)) for b, (n, c) in enumerate(zip(held, counts, strict=True))])

@@ -45,7 +45,7 @@ CK_KERNEL(kv_read)
     const ck_kv_part part = {(void *)a->codes, (void *)a->scales, (void *)a->biases};
     for (size_t i = task.begin; i < task.end; i++) { /* i = g * L + l */
         size_t one = 1;
-        const size_t row = ck_kv_run(&form, (size_t)a->item, i / a->L, (size_t)a->from + i % a->L, &one);
+        const size_t row = ck_kv_run(&form, (size_t)a->item, i / a->L, (size_t)a->first + i % a->L, &one);
         kv_get(ck_row(&a->y, i), &form, &part, row);
     }
 }

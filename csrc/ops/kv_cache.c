@@ -223,10 +223,10 @@ CK_RUN(kv_read)
 {
     const ck_kv_form form = CK_KV_FORM(a);
     const ck_kv_part part = {(void *)a->codes, (void *)a->scales, (void *)a->biases};
-    const int64_t last = a->from + (int64_t)a->L;
+    const int64_t last = a->first + (int64_t)a->L;
     TRY(ck_refuse_form(&form, &part, a->y.width));
-    if (a->from < 0 || a->item < 0 || (size_t)a->item >= (a->table != NULL ? a->B : a->N) || (a->L != 0 && a->S == 0))
-        return ck_refuse(CK_BAD_INDEX, "'item' is %lld from position %lld", (long long)a->item, (long long)a->from);
+    if (a->first < 0 || a->item < 0 || (size_t)a->item >= (a->table != NULL ? a->B : a->N) || (a->L != 0 && a->S == 0))
+        return ck_refuse(CK_BAD_INDEX, "'item' is %lld from position %lld", (long long)a->item, (long long)a->first);
     if (a->table != NULL) {
         ck_kv_form one = form;
         one.table += (size_t)a->item * a->P;

@@ -100,7 +100,7 @@ CK_DECLARE(kv_append_batched)
     _(SIZE,     size_t,  T,        "")
 CK_DECLARE(kv_attend)
 
-/* kv_read -- positions from..from+L-1 of one item, keys or values: y[g, l, :].  Bulk dequantisation; plain ones a copy. */
+/* kv_read -- positions first..first+L-1 of one item, keys or values: y[g, l, :].  Bulk dequantisation; plain ones a copy. */
 #define CK_ARGS_kv_read(_)                          \
     _(OUT,      elem,    y,      "G L D")           \
     _(INV,      uint8_t, codes,  "N G S W")         \
@@ -108,7 +108,7 @@ CK_DECLARE(kv_attend)
     _(OPT_INV,  elem,    biases, "N G S V")         \
     _(OPT_INV,  int64_t, table,  "B P")             \
     _(INT,      int64_t, item,   "")                \
-    _(INT,      int64_t, from,   "")                \
+    _(INT,      int64_t, first,  "")                \
     _(INT,      int64_t, l,      "")                \
     _(INT,      int64_t, d,      "")                \
     _(INT,      int64_t, format, "")                \

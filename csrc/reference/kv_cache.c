@@ -142,7 +142,7 @@ CK_KERNEL(kv_read)
     const ck_kv_form form = CK_KV_FORM(a);
     const ck_kv_part part = {(void *)a->codes, (void *)a->scales, (void *)a->biases};
     for (size_t i = task.begin; i < task.end; i++) /* i = g * L + l */
-        take(ck_row(&a->y, i), &form, &part, row_of(&form, (size_t)a->item, i / a->L, (size_t)a->from + i % a->L));
+        take(ck_row(&a->y, i), &form, &part, row_of(&form, (size_t)a->item, i / a->L, (size_t)a->first + i % a->L));
 }
 
 CK_KERNEL(kv_quantize)

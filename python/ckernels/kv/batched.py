@@ -24,8 +24,8 @@ def kv_append_batched(caches, k, v):
     TypeError
         No caches, or another dtype.
     ValueError
-        A cache that is full, is there twice, has several items or another form; a shape that does not fit; NaN, inf or 2**126
-        where codes are stored.  Nothing is written.
+        A cache that is full, is there twice, has several items or another form; a shape that does not fit; NaN, inf or
+        2**126 where codes are stored.  Nothing is written.
 
     Notes
     -----

@@ -154,7 +154,8 @@ def _left(who, window):
         if not isinstance(side, (int, np.integer)) or isinstance(side, bool):
             raise TypeError(f"{who}(): 'window' must hold integers or None, not {type(side).__name__}")
         if side < 0:
-            raise ValueError(f"{who}(): 'window' must hold integers of at least 0, or None for an open side, not {side}")
+            raise ValueError(f"{who}(): 'window' must hold integers of at least 0, or None for an open side, "
+                             f"not {side}")
     return -1 if window[0] is None else min(int(window[0]), 2**62)
 
 

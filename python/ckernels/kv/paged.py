@@ -41,9 +41,9 @@ class PagedKVCache:
 
     Notes
     -----
-    A sequence is an integer from :meth:`new` or :meth:`fork`.  Position s of it lies in slot ``s % block_size`` of block
-    ``block_table(sequence)[s // block_size]``.  Sequences may share blocks; one that appends to a shared block first
-    copies it.  Attention gives the bits of a :class:`KVCache` that holds the same tokens, whichever blocks hold them.
+    A sequence is an integer from :meth:`new` or :meth:`fork`.  Position s of it lies in slot ``s % block_size`` of
+    block ``block_table(sequence)[s // block_size]``.  Sequences may share blocks; one that appends to a shared block
+    first copies it.  Attention gives the bits of a :class:`KVCache` that holds the same tokens, whichever blocks hold them.
     One thread at a time may change a pool.
 
     Examples
@@ -150,7 +150,8 @@ class PagedKVCache:
         of = self._of("truncate", sequence)
         length = integer("PagedKVCache.truncate", "length", length)
         if length > of.length:
-            raise ValueError(f"PagedKVCache.truncate(): 'length' is {length}, sequence {sequence} holds {of.length} tokens")
+            raise ValueError(f"PagedKVCache.truncate(): 'length' is {length}, sequence {sequence} holds {of.length} "
+                             f"tokens")
         self._drop(of, length)
 
     def _drop(self, of, length):
@@ -218,8 +219,8 @@ class PagedKVCache:
         OutOfBlocks
             A MemoryError and a ValueError: too few free blocks; nothing is written.
         TypeError, ValueError, IndexError
-            Another dtype, a shape that does not fit, NaN, inf or 2**126 where codes are stored, no such sequence, one twice;
-            nothing is written.
+            Another dtype, a shape that does not fit, NaN, inf or 2**126 where codes are stored, no such sequence, one
+            twice; nothing is written.
         """
         batch = PagedBatch(self, sequences, "append")
         for name, array in ("k", k), ("v", v):

@@ -45,12 +45,12 @@ def kv_quantize(x, bits, group):
     TypeError
         Another dtype.
     ValueError
-        D is no multiple of ``group``, bits or group are none of those above, NaN, inf or numbers from 2**126 on in ``x``.
+        D is no multiple of ``group``, bits or group are none of those above, NaN, inf or numbers from 2**126 on in x.
 
     Notes
     -----
-    ``code * scale + bias`` differs from x by at most half a scale, plus the rounding of scale and bias.  The same codes on
-    every instruction set.
+    ``code * scale + bias`` differs from x by at most half a scale, plus the rounding of scale and bias.  The same codes
+    on every instruction set.
 
     Examples
     --------

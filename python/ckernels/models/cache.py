@@ -23,8 +23,8 @@ class ModelCache:
     quant : None, "int8", "int4", "int8_sym", "fp8_e4m3" or "fp8_e5m2"
         How keys and values are stored, as for :class:`ckernels.KVCache`; groups of 32 channels.
     paged : bool or int
-        In blocks of 16 tokens, from a pool of so many for each layer; True: as many as all items can fill.  Forks then share
-        the pool and its blocks, until one of them writes.
+        In blocks of 16 tokens, from a pool of so many for each layer; True: as many as all items can fill.  Forks then
+        share the pool, and its blocks until one of them writes.
 
     Attributes
     ----------

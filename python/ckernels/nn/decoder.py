@@ -310,7 +310,7 @@ class DecoderLayer:
             raise ValueError(f"DecoderLayer.decode(): 'cache' has {held.kv_heads} heads of {held.head_dim} channels, "
                              f"the config {wanted[0]} of {wanted[1]}")
         if held.dtype != np.float32 or cache.ring:
-            what = "is a ring, and the layer sees all tokens" if cache.ring else f"holds {held.dtype}, the layer float32"
+            what = "is a ring, and the layer sees all tokens" if cache.ring else f"holds {held.dtype}, not float32"
             raise ValueError(f"DecoderLayer.decode(): 'cache' {what}")
         if B != cache.batch:
             raise ValueError(f"DecoderLayer.decode(): 'x' has {B} items, the cache {cache.batch}")
