@@ -1,137 +1,26 @@
-#include "kernels/attention_tile.h"
+#include "kernels/attention_forward.h"
 
-/*
- * A task: up to 126 rows, which are a block of queries times the heads of a group.  For each partition of the keys: pack
- * K as columns and V as rows, once for all rows; then tile by tile of six rows: scores, exponentials, the weighted sum
- * of V, all in L1; then merge into what the partitions before gave.
- */
-typedef struct {
-    rule rule;
-    size_t D, width, b, g, heads, t0, n; /* n queries from t0 of heads rows each; row = head * n + query */
-    float *q, *y, *max, *sum;            /* [rows,width] [rows,width] [rows] [rows] */
-    float *k, *v;                        /* [KEYS/16][D][16]  [width/16][KEYS][16] */
-    float *x, *part, *chain;             /* [ROWS,KEYS] [ROWS,width] [ROWS,width], of the tile at work */
-} state;
-
-static inline float
-exp_one(float x)
+/* The block that a task, or a merge, is about. */
+static block
+block_at(const struct ck_attention_fwd *a, const ck_attention_place *at, float *scratch)
 {
-    float z[16];
-    v16_store_f32(z, v16_exp(v16_splat(x)), 16);
-    return z[0];
-}
-
-/* Row r of what is kept takes a part with its own maximum: the larger maximum stays, the other side shrinks to it. */
-static void
-merge(state *s, size_t r, float max, float sum, const float *part)
-{
-    float *y = s->y + r * s->width;
-    if (s->max[r] == -INFINITY) { /* the first part that sees a key */
-        s->max[r] = max;
-        s->sum[r] = sum;
-        if (part != NULL)
-            memcpy(y, part, s->width * sizeof *y);
-        return;
-    }
-    const bool stays = max <= s->max[r];
-    const float shrink = exp_one(stays ? max - s->max[r] : s->max[r] - max);
-    const v16 by = v16_splat(shrink);
-    s->sum[r] = stays ? s->sum[r] + sum * shrink : s->sum[r] * shrink + sum;
-    if (!stays)
-        s->max[r] = max;
-    for (size_t d = 0; d < s->width; d += 16) {
-        const v16 old = v16_load_f32(y + d, 16), new = part != NULL ? v16_load_f32(part + d, 16) : v16_zero();
-        v16_store_f32(y + d, stays ? v16_fma(new, by, old) : v16_fma(old, by, new), 16);
-    }
-}
-
-/* x becomes exp(x - max), whose sum is returned; *max is -inf where there is no key to see. */
-static float
-exponentials(float *x, span of, float *max)
-{
-    const size_t begin = of.from / 16 * 16, end = wide(of.to);
-    v16 peak = v16_splat(-INFINITY), sum = v16_zero();
-    for (size_t i = begin; i < end; i += 16)
-        peak = v16_max(v16_load_f32(x + i, 16), peak); /* a NaN that comes first is passed over */
-    *max = v16_peak(peak);
-    if (*max == -INFINITY) {
-        for (size_t i = of.from; i < of.to; i++)
-            if (x[i] != x[i])
-                *max = x[i]; /* nothing but NaN: the row is NaN, not empty */
-        if (*max == -INFINITY)
-            return 0.0f;
-    }
-    const v16 top = v16_splat(*max);
-    for (size_t i = begin; i < end; i += 16) {
-        const v16 p = v16_exp(v16_sub(v16_load_f32(x + i, 16), top));
-        v16_store_f32(x + i, p, 16);
-        sum = v16_add(sum, p);
-    }
-    return v16_sum(sum);
-}
-
-/* Rows r0.. of one partition, which begins at key s0: `of` their keys in it, `all` the span around these. */
-static void
-one_tile(state *s, size_t r0, size_t rows, size_t s0, const span *of, span all, bool finite)
-{
-    const size_t first = all.from / 16;
-    float max[ROWS], sum[ROWS];
-    closed shut = {.step = s->rule.mask.data != NULL ? s->rule.mask.stride[3] : 0};
-
-    inner_products(s->x + 16 * first, s->q + r0 * s->width, s->width, rows, s->k + first * s->D * 16, s->D,
-                   wide(all.to) / 16 - first);
-    for (size_t i = 0; i < rows; i++) {
-        const size_t h = s->g * s->heads + (r0 + i) / s->n, t = s->t0 + (r0 + i) % s->n;
-        float *x = s->x + i * KEYS;
-        shut.of[i] = mask_at(&s->rule, s->b, h, t, s0);
-        bend(&s->rule, x, NULL, of[i]);
-        add_mask(&s->rule, x, of[i], shut.of[i], shut.step);
-        sum[i] = exponentials(x, of[i], &max[i]);
-        if (max[i] == -INFINITY) /* no weight at all: say so for sums that may meet a NaN */
-            memset(x + of[i].from, 0, (of[i].to - of[i].from) * sizeof *x);
-    }
-    memset(s->part, 0, rows * s->width * sizeof *s->part);
-    weigh(&s->rule, s->part, s->chain, s->width, s->x, KEYS, of, rows, s->v, KEYS, finite || shut.of[0] == NULL ? NULL : &shut);
-    for (size_t i = 0; i < rows; i++)
-        if (max[i] != -INFINITY)
-            merge(s, r0 + i, max[i], sum[i], s->part + i * s->width);
-}
-
-static void
-one_partition(state *s, const struct ck_attention_fwd *a, size_t s0, span of)
-{
-    const size_t rows = s->heads * s->n;
-    const ck_kv_cache *cache = a->cache;
-    const source k = cache == NULL ? source_of(&a->k, s->b, s->g, s->D) : source_of_cache(cache, &cache->k, s->b, s->g);
-    const source v = cache == NULL ? source_of(&a->v, s->b, s->g, s->D) : source_of_cache(cache, &cache->v, s->b, s->g);
-    pack_columns(s->k, &k, s0, of);
-    const bool finite = pack_rows(s->v, KEYS, &v, s0, of);
-
-    for (size_t r = 0; r < rows; r += ROWS) {
-        const size_t n = rows - r < ROWS ? rows - r : ROWS;
-        span each[ROWS], all = {0, 0};
-        for (size_t i = 0; i < n; i++) {
-            each[i] = within(seen(&s->rule, s->b, s->t0 + (r + i) % s->n), s0, KEYS);
-            all = around(all, each[i]);
-        }
-        if (all.from < all.to)
-            one_tile(s, r, n, s0, each, all, finite);
-    }
+    const size_t queries = ck_attention_queries(a->H / a->G, (size_t)at->item->T), t0 = at->block * queries;
+    const size_t left = (size_t)at->item->T - t0;
+    return block_of(RULE(a, at->item, at->b), a->D, at->g, a->H / a->G, t0, left < queries ? left : queries, scratch);
 }
 
 /* The sink, then y = sum of weighted v / sum of weights. */
 static void
-finish(state *s, const struct ck_attention_fwd *a, size_t r)
+finish(block *s, const struct ck_attention_fwd *a, const ck_attention_place *at, size_t r)
 {
-    const size_t h = s->g * s->heads + r / s->n, t = s->t0 + r % s->n, row = (s->b * a->H + h) * a->T + t;
-    elem *y = (elem *)(rows_at(&a->y, s->b, h) + (ptrdiff_t)t * a->y.stride[2]);
-    const bool empty = s->max[r] == -INFINITY;
+    const size_t h = head_of(s, r), t = query_of(s, r), row = (size_t)at->item->stat + h * a->T + t;
+    elem *y = (elem *)(rows_at(&a->y, at->b, h) + (ptrdiff_t)((size_t)at->item->q + t) * a->y.stride[2]);
 
     if (a->sinks != NULL && a->sinks[h] != -INFINITY)
-        merge(s, r, a->sinks[h], 1.0f, NULL);
-    const v16 sum = v16_splat(s->sum[r]);
+        merge(s, r, a->sinks[h], 1.0f + 0.0f * a->sinks[h], NULL); /* exp(sink - sink): NaN where that is inf - inf */
+    const v16 sum = v16_splat(s->sum[r] != 0.0f ? s->sum[r] : 1.0f);
     for (size_t d = 0; d < s->D; d += 16)
-        v16_store(y + d, empty ? v16_zero() : v16_div(v16_load_f32(s->y + r * s->width + d, 16), sum), s->D - d);
+        v16_store(y + d, v16_div(v16_load_f32(s->y + r * s->width + d, 16), sum), s->D - d);
     if (a->max != NULL)
         a->max[row] = s->max[r];
     if (a->sum != NULL)
@@ -141,39 +30,52 @@ finish(state *s, const struct ck_attention_fwd *a, size_t r)
 }
 
 static void
-one_block(const struct ck_attention_fwd *a, size_t b, size_t g, size_t t0, size_t n, float *scratch)
+forward(const struct ck_attention_fwd *a, const ck_attention_plan *plan, ck_attention_place at, float *part, float *scratch)
 {
-    const size_t D = a->D, width = wide(D), heads = a->H / a->G, rows = heads * n;
-    state s = {RULE(a), D, width, b, g, heads, t0, n, .q = scratch};
-    s.y = s.q + rows * width;
-    s.k = s.y + rows * width;
-    s.v = s.k + KEYS * width;
-    s.x = s.v + KEYS * width;
-    s.part = s.x + ROWS * KEYS;
-    s.chain = s.part + ROWS * width;
-    s.max = s.chain + ROWS * width;
-    s.sum = s.max + rows;
+    at.block = at.blocks - 1 - at.block; /* the last ones, which see most under a causal mask, first */
+    block s = block_at(a, &at, scratch);
+    const source q = source_of(&a->q, at.b, 0, a->D);
+    const size_t first = (size_t)at.item->k;
 
-    span reach = {0, 0};
-    for (size_t h = 0; h < heads; h++)
-        pack_plain(s.q + h * n * width, rows_at(&a->q, b, g * heads + h) + (ptrdiff_t)t0 * a->q.stride[2], a->q.stride[2], n, D);
-    for (size_t r = 0; r < rows; r++) {
-        s.max[r] = -INFINITY;
-        s.sum[r] = 0.0f;
+    s.k = source_of(&a->k, at.b, at.g, a->D);
+    s.v = source_of(&a->v, at.b, at.g, a->D);
+    s.k.first += (ptrdiff_t)first * s.k.step;
+    s.v.first += (ptrdiff_t)first * s.v.step;
+    for (size_t r = 0; r < s.rows; r++)
+        s.at[r] = rows_at(&a->q, at.b, head_of(&s, r)) + (ptrdiff_t)((size_t)at.item->q + query_of(&s, r)) * q.step;
+    if (plan->parts == 0) {
+        block_forward(&s, &q, 0, s.rule.keys);
+        for (size_t r = 0; r < s.rows; r++)
+            finish(&s, a, &at, r);
+        return;
     }
-    for (size_t t = t0; t < t0 + n; t++)
-        reach = around(reach, seen(&s.rule, b, t));
-    for (size_t s0 = reach.from / KEYS * KEYS; s0 < reach.to; s0 += KEYS)
-        one_partition(&s, a, s0, within(reach, s0, KEYS));
-    for (size_t r = 0; r < rows; r++)
-        finish(&s, a, r);
+    block_forward(&s, &q, at.part * KEYS, (at.part + 1) * KEYS);
+    memcpy(part, s.max, s.rows * sizeof *part);
+    memcpy(part + s.rows, s.sum, s.rows * sizeof *part);
+    memcpy(part + 2 * s.rows, s.y, s.rows * s.width * sizeof *part);
 }
 
 CK_KERNEL(attention_fwd)
 {
-    const size_t queries = ck_attention_queries(a->H / a->G, a->T), blocks = (a->T + queries - 1) / queries;
+    const ck_attention_plan *plan = (const ck_attention_plan *)a->plan;
+    for (size_t i = task.begin; i < task.end; i++)
+        forward(a, plan, ck_attention_find(plan, a->B, a->G, i), task.work, task.scratch);
+}
+
+CK_KERNEL(attention_merge)
+{
+    const ck_attention_plan *plan = (const ck_attention_plan *)a->of.plan;
+    const size_t parts = (size_t)plan->parts;
     for (size_t i = task.begin; i < task.end; i++) {
-        const size_t t0 = (blocks - 1 - i % blocks) * queries; /* the last ones, which see most under a causal mask, first */
-        one_block(a, i / blocks / a->G, i / blocks % a->G, t0, a->T - t0 < queries ? a->T - t0 : queries, task.scratch);
+        ck_attention_place at = ck_attention_find(plan, a->of.B, a->of.G, i * parts);
+        const float *part = a->parts + i * parts * a->part;
+        at.block = at.blocks - 1 - at.block;
+        block s = block_at(&a->of, &at, task.scratch);
+        for (size_t p = 0; p < parts; p++, part += a->part)
+            for (size_t r = 0; r < s.rows; r++)
+                if (part[r] != -INFINITY)
+                    merge(&s, r, part[r], part[s.rows + r], part + 2 * s.rows + r * s.width);
+        for (size_t r = 0; r < s.rows; r++)
+            finish(&s, &a->of, &at, r);
     }
 }

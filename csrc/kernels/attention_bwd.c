@@ -1,4 +1,4 @@
-#include "kernels/attention_tile.h"
+#include "kernels/attention_bwd_tile.h"
 
 /*
  * Two passes, neither of which adds to what another task writes.  Both recompute the scores tile by tile of six rows:

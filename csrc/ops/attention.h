@@ -57,6 +57,7 @@
     _(FLAG,     int,     causal,     "")        \
     _(REAL,     double,  scale,      "")        \
     _(REAL,     double,  softcap,    "")        \
+    _(OWN,      int64_t, plan,       "")        \
     _(SIZE,     size_t,  B,          "")        \
     _(SIZE,     size_t,  H,          "")        \
     _(SIZE,     size_t,  G,          "")        \
@@ -90,6 +91,7 @@ CK_DECLARE(attention_fwd)
     _(REAL,     double,  scale,      "")        \
     _(REAL,     double,  softcap,    "")        \
     _(FLAG,     int,     accumulate, "")        \
+    _(OWN,      int64_t, plan,       "")        \
     _(SIZE,     size_t,  B,          "")        \
     _(SIZE,     size_t,  H,          "")        \
     _(SIZE,     size_t,  G,          "")        \
@@ -97,6 +99,33 @@ CK_DECLARE(attention_fwd)
     _(SIZE,     size_t,  S,          "")        \
     _(SIZE,     size_t,  D,          "")
 CK_DECLARE(attention_bwd)
+
+/* How the work is cut: the ck_attention_plan that `plan` above points to. */
+typedef struct {
+    int64_t q, T;    /* its first row of q, y and their gradients, and how many it has */
+    int64_t k, S;    /* the same of k and v; keys behind these are not read */
+    int64_t offset;  /* position of query 0 */
+    int64_t stat;    /* head h, query t has its max, sum and lse at stat + h * (T of the call) + t */
+    int64_t block;   /* blocks of queries before it */
+} ck_attention_item;
+
+typedef struct {
+    int64_t parts;            /* how many partitions a block has, each a task of its own; 0: a task has a whole block */
+    ck_attention_item item[]; /* B, and one more whose `block` is their number */
+} ck_attention_plan;
+
+/* Fills in `block` of every item; T and what else belongs to it is there. */
+void ck_attention_count(ck_attention_plan *plan, size_t B, size_t heads);
+
+/* Forward on the items of a plan; offsets, lengths, q_offset, T and S of the call are not asked, but for what `stat` says. */
+ck_status ck_attention_planned(const ck_kernels *k, const struct ck_attention_fwd *a, ck_attention_plan *plan);
+
+/* Where partitions are tasks: they leave [rows] maxima, [rows] sums and [rows,width] sums of v, and this merges them. */
+struct ck_attention_merge {
+    struct ck_attention_fwd of;
+    const float *parts;
+    size_t part; /* floats of one */
+};
 
 /* Its second pass, dk and dv, has the same arguments. */
 struct ck_attention_bwd_keys {
@@ -107,26 +136,62 @@ enum {
     CK_ATTENTION_CHAIN = 32,      /* terms of an inner product added one by one */
     CK_ATTENTION_TERMS = 64,      /* terms of a weighted sum of rows added one by one */
     CK_ATTENTION_KEYS = 256,      /* of a partition */
+    CK_ATTENTION_STEP = CK_ATTENTION_KEYS + 16, /* from row to row of scores: they fall in different cache sets */
     CK_ATTENTION_QUERIES = 64,    /* of a block in dk and dv */
     CK_ATTENTION_KEY_BLOCK = 126, /* of a task of dk and dv: full tiles of six rows */
 };
 
 /*
- * Queries of a task, each with all `heads` of its group, so that these share one reading of the keys: about 126 rows,
- * which pays for packing the keys; a multiple of six where it can be, the rows of a tile.
+ * Queries of a block, each with all `heads` of its group, so that these share one reading of the keys: about 126 rows,
+ * which pays for packing the keys; whole tiles, of 14 rows or of 6, where it can be.
  */
 static inline size_t
 ck_attention_queries(size_t heads, size_t T)
 {
-    const size_t n = heads != 0 && heads < 126 ? 126 / heads : 1, most = n >= 6 ? n - n % 6 : n;
-    return T != 0 && T < most ? T : most;
+    const size_t n = heads != 0 && heads < 126 ? 126 / heads : 1;
+    return T != 0 && T < n ? T : n;
 }
 
-/* Bytes that a task on `rows` rows needs: eight of its own rows each, four packs of a partition, scores of a tile. */
+/* Item and block of queries that come as number i, all blocks of a kv head together. */
+typedef struct {
+    const ck_attention_item *item;
+    size_t b, g, block, blocks, part; /* block of `blocks` */
+} ck_attention_place;
+
+static inline ck_attention_place
+ck_attention_find(const ck_attention_plan *plan, size_t B, size_t G, size_t i)
+{
+    const size_t parts = plan->parts != 0 ? (size_t)plan->parts : 1, at = i / parts;
+    size_t low = 0, high = B; /* item[low].block * G <= at < item[high].block * G */
+    while (high - low > 1) {
+        const size_t middle = low + (high - low) / 2;
+        *((size_t)plan->item[middle].block * G <= at ? &low : &high) = middle;
+    }
+    const ck_attention_item *item = &plan->item[low];
+    const size_t blocks = (size_t)(item[1].block - item->block), left = at - (size_t)item->block * G;
+    return (ck_attention_place){item, low, left / blocks, left % blocks, blocks, i % parts};
+}
+
+/* Bytes of scratch for a block of `rows` rows. */
 static inline size_t
 ck_attention_scratch(size_t rows, size_t D)
 {
+    const size_t width = (D + 15) / 16 * 16, keys = CK_ATTENTION_KEYS * width;
+    return (rows * (3 * width + 16 + CK_ATTENTION_STEP + 16) + 2 * keys + 64) * sizeof(float);
+}
+
+/* Bytes of scratch for a block of `rows` rows of backward: eight of its own rows each, four packs of a partition, scores of a tile. */
+static inline size_t
+ck_attention_bwd_scratch(size_t rows, size_t D)
+{
     const size_t width = (D + 15) / 16 * 16;
     return (rows * (4 * width + 16) + 4 * CK_ATTENTION_KEYS * width + 6 * (4 * CK_ATTENTION_KEYS + 2 * width) + 1024) * sizeof(float);
+}
+
+/* Floats that a partition leaves for the merge. */
+static inline size_t
+ck_attention_part(size_t rows, size_t D)
+{
+    return rows * ((D + 15) / 16 * 16 + 2);
 }
 #endif

@@ -1,5 +1,4 @@
 #include "reference/reference.h"
-#include "reference/kv_store.h"
 #include "ops/attention.h"
 
 /* Row (b, i, j) of an array with three leading axes. */
@@ -21,15 +20,19 @@ in_reach(int64_t p, int64_t s, int64_t length, int causal, int64_t left, int64_t
 
 /* The score x[t,s] of a key in reach, -inf where the mask closes it; *slope, if wanted, is its derivative by scale * q.k */
 static double
-score(double dot, double scale, double softcap, const ck_array *mask, size_t row, size_t s, double *slope)
+score(const elem *q, const elem *k, size_t D, double scale, double softcap, const ck_array *mask, size_t row, size_t s,
+      double *slope)
 {
-    double x = dot * scale, more = 0;
+    double x = 0, more = 0;
     if (mask->data) {
         const char *m = (const char *)ck_row(mask, row) + (ptrdiff_t)s * mask->stride[3];
         more = mask->width == 1 ? (*m ? 0 : -INFINITY) : get((const elem *)m);
     }
     if (more == -INFINITY)
         return more;
+    for (size_t d = 0; d < D; d++)
+        x += get(&q[d]) * get(&k[d]);
+    x *= scale;
     if (slope)
         *slope = softcap > 0 ? 1 - tanh(x / softcap) * tanh(x / softcap) : 1;
     return (softcap > 0 ? softcap * tanh(x / softcap) : x) + more;
@@ -43,74 +46,68 @@ rows_of(ck_array mask)
     return mask;
 }
 
-/* Channel d of key s of (b, g), or of its value, in an array or in a cache. */
-static double
-value(const struct ck_attention_fwd *a, const ck_array *x, const ck_kv_part *part, size_t b, size_t g, size_t s, size_t d)
-{
-    if (a->cache)
-        return channel(&a->cache->form, part, row_of(&a->cache->form, b, g, s), d);
-    return get(&at(x, b, g, s)[d]);
-}
-
-static double
-dot_with_key(const struct ck_attention_fwd *a, const elem *q, size_t b, size_t g, size_t s)
-{
-    double sum = 0;
-    for (size_t d = 0; d < a->D; d++)
-        sum += get(&q[d]) * value(a, &a->k, a->cache ? &a->cache->k : NULL, b, g, s, d);
-    return sum;
-}
-
 /* One query against all keys. */
 static void
-forward(const struct ck_attention_fwd *a, const ck_array *mask, size_t b, size_t h, size_t t, double *sum_v)
+forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attention_place *at_, size_t h, size_t t, double *sum_v)
 {
-    const size_t g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t;
-    const elem *q = at(&a->q, b, h, t);
-    elem *y = (elem *)at(&a->y, b, h, t);
+    const ck_attention_item *item = at_->item;
+    const size_t b = at_->b, g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t, stat = item->stat + h * a->T + t;
+    const elem *q = at(&a->q, b, h, item->q + t);
+    elem *y = (elem *)at(&a->y, b, h, item->q + t);
     double max = -INFINITY, sum = 0;
 
-    for (size_t s = 0; s < a->S; s++)
-        if (IN_REACH(a, b, t, s)) {
-            const double x = score(dot_with_key(a, q, b, g, s), a->scale, a->softcap, mask, row, s, NULL);
+    for (int64_t s = 0; s < item->S; s++)
+        if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right)) {
+            const double x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
             max = x > max || isnan(x) ? x : max;
         }
-    if (a->sinks && a->sinks[h] > max)
+    if (a->sinks && !(a->sinks[h] <= max))
         max = a->sinks[h];
     max = (float)max; /* as it is saved, so that sum belongs to it */
 
     for (size_t d = 0; d < a->D; d++)
         sum_v[d] = 0;
-    for (size_t s = 0; s < a->S; s++) {
+    for (int64_t s = 0; s < item->S; s++) {
         double x = -INFINITY;
-        if (IN_REACH(a, b, t, s))
-            x = score(dot_with_key(a, q, b, g, s), a->scale, a->softcap, mask, row, s, NULL);
+        if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right))
+            x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
         if (x == -INFINITY)
             continue;
         sum += exp(x - max);
         for (size_t d = 0; d < a->D; d++)
-            sum_v[d] += exp(x - max) * value(a, &a->v, a->cache ? &a->cache->v : NULL, b, g, s, d);
+            sum_v[d] += exp(x - max) * get(&at(&a->v, b, g, item->k + s)[d]);
     }
     if (a->sinks && max != -INFINITY)
         sum += exp(a->sinks[h] - max);
     for (size_t d = 0; d < a->D; d++)
         set(&y[d], sum != 0 ? sum_v[d] / sum : 0);
     if (a->max)
-        a->max[row] = (float)max;
+        a->max[stat] = (float)max;
     if (a->sum)
-        a->sum[row] = (float)sum;
+        a->sum[stat] = (float)sum;
     if (a->lse)
-        a->lse[row] = (float)(max + log(sum));
+        a->lse[stat] = (float)(max + log(sum));
 }
 
 CK_KERNEL(attention_fwd)
 {
-    const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
+    const ck_attention_plan *plan = (const ck_attention_plan *)a->plan;
     const ck_array mask = rows_of(a->attn_mask);
-    for (size_t i = task.begin; i < task.end; i++)
-        for (size_t j = 0; j < heads; j++)
-            for (size_t t = i % blocks * queries; t < a->T && t < (i % blocks + 1) * queries; t++)
-                forward(a, &mask, i / blocks / a->G, i / blocks % a->G * heads + j, t, task.scratch);
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_attention_place place = ck_attention_find(plan, a->B, a->G, i);
+        const size_t heads = a->H / a->G, T = place.item->T, queries = ck_attention_queries(heads, T);
+        if (place.part == 0) /* the first does it all */
+            for (size_t h = place.g * heads; h < (place.g + 1) * heads; h++)
+                for (size_t t = place.block * queries; t < T && t < (place.block + 1) * queries; t++)
+                    forward(a, &mask, &place, h, t, task.scratch);
+    }
+}
+
+/* There is nothing to merge: attention_fwd does not cut its sums. */
+CK_KERNEL(attention_merge)
+{
+    (void)a;
+    (void)task;
 }
 
 /* dot[t] */
@@ -131,14 +128,11 @@ weights(const struct ck_attention_bwd *a, const ck_array *mask, size_t b, size_t
 {
     const size_t g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t;
     const elem *dy = at(&a->dy, b, h, t), *v = at(&a->v, b, g, s);
-    const elem *q = at(&a->q, b, h, t), *k = at(&a->k, b, g, s);
-    double slope = 1, x = -INFINITY, dp = 0, product = 0;
+    double slope = 1, x = -INFINITY, dp = 0;
 
     *p = *dx = 0;
-    for (size_t d = 0; d < a->D; d++)
-        product += get(&q[d]) * get(&k[d]);
     if (IN_REACH(a, b, t, s))
-        x = score(product, a->scale, a->softcap, mask, row, s, &slope);
+        x = score(at(&a->q, b, h, t), at(&a->k, b, g, s), a->D, a->scale, a->softcap, mask, row, s, &slope);
     if (x == -INFINITY)
         return;
     for (size_t d = 0; d < a->D; d++)
