@@ -112,7 +112,7 @@ pack_rows(float *to, size_t depth, const source *x, size_t s0, span of)
         n = of.to - i < PLACES ? of.to - i : PLACES;
         source_places(x, s0 + i, n, at);
         for (size_t j = 0; j < n; j++)
-            source_fetch(x, s0 + i + j + AHEAD);
+            source_fetch(x, s0 + i + j + AHEAD, 0);
         for (size_t d = 0; d < x->D; d += 16) {
             source_floats(x, at, n, d, widened, row);
             for (size_t j = 0; j < n; j++) {
@@ -150,7 +150,7 @@ pack_columns(float *to, const source *x, size_t s0, span of)
             row[j] = ck_zeros;
         source_places(x, s0 + i + from, n, at);
         for (size_t j = 0; j < n; j++)
-            source_fetch(x, s0 + i + from + j + AHEAD);
+            source_fetch(x, s0 + i + from + j + AHEAD, 0);
         for (size_t d = 0; d < x->D; d += 16) {
             source_floats(x, at, n, d, widened, row + from);
             v16_transpose(to + i * x->D + d * 16, 16, row, x->D - d < 16 ? x->D - d : 16);

@@ -8,6 +8,25 @@
 
 enum { DIRECT = CK_TILE_ROWS >= 8 ? 8 : 4 }; /* most rows that go this way: as many as have sums in registers */
 
+/*
+ * Memory is read best in the order of its addresses, which is not the order of use: a place in a source, from which the next
+ * lines are fetched while others are at work.
+ */
+typedef struct { size_t s, d; } ahead;
+
+ALWAYS void
+fetch_next(const source *x, ahead *at, size_t lines)
+{
+    for (size_t i = 0; i < lines; i++) {
+        source_fetch(x, at->s, at->d);
+        at->d += 64 / sizeof(elem);
+        if (at->d >= x->D) {
+            at->d = 0;
+            at->s++;
+        }
+    }
+}
+
 /* Columns d.. of n rows as whole vectors, 0 past D; those of rows outside `n` are zeros already. */
 ALWAYS void
 whole_floats(const source *x, const place *at, size_t n, size_t d, float *widened, const float **row)
@@ -23,7 +42,8 @@ whole_floats(const source *x, const place *at, size_t n, size_t d, float *widene
 
 /* Sixteen scores of each row: those of the keys s.. */
 ALWAYS void
-sixteen_scores(float *x, const float *q, size_t step, const source *k, const place *at, size_t from, size_t n, size_t rows)
+sixteen_scores(float *x, const float *q, size_t step, const source *k, ahead *next, const place *at, size_t from, size_t n,
+               size_t rows)
 {
     float widened[16 * PLACES];
     const float *row[PLACES];
@@ -34,6 +54,7 @@ sixteen_scores(float *x, const float *q, size_t step, const source *k, const pla
         CK_UNROLL for (size_t i = 0; i < rows; i++)
             sum[i] = v16_zero();
         for (size_t c = d; c < d + CHAIN && c < k->D; c += 16) {
+            fetch_next(k, next, PLACES * sizeof(elem) / sizeof(float));
             whole_floats(k, at, n, c, widened, row + from);
             v16_fma_turned(sum, rows, q + c, step, row);
         }
@@ -46,20 +67,19 @@ sixteen_scores(float *x, const float *q, size_t step, const source *k, const pla
 ALWAYS void
 scores_of(float *x, const float *q, size_t step, const source *k, size_t s0, span of, size_t rows)
 {
+    ahead next = {s0 + of.from / 16 * 16 + 32, 0};
     for (size_t i = of.from / 16 * 16; i < of.to; i += 16) {
         place at[PLACES];
         const size_t from = of.from > i ? of.from - i : 0, n = (of.to - i < 16 ? of.to - i : 16) - from;
         source_places(k, s0 + i + from, n, at);
-        for (size_t j = 0; j < n; j++)
-            source_fetch(k, s0 + i + from + j + AHEAD);
-        sixteen_scores(x + i, q, step, k, at, from, n, rows);
+        sixteen_scores(x + i, q, step, k, &next, at, from, n, rows);
     }
 }
 
 /* y[r, 16j..] += a chain over the keys `now`, of `panels` panels; `strange` becomes NaN from what is not finite. */
 ALWAYS void
-chain_of_values(float *y, size_t width, const float *w, const source *v, size_t s0, span now, size_t j, v16 *strange, size_t rows,
-                size_t panels)
+chain_of_values(float *y, size_t width, const float *w, const source *v, size_t s0, span now, size_t j, v16 *strange,
+                ahead *next, size_t rows, size_t panels)
 {
     v16 sum[DIRECT][8];
     CK_UNROLL for (size_t r = 0; r < rows; r++)
@@ -75,8 +95,7 @@ chain_of_values(float *y, size_t width, const float *w, const source *v, size_t 
             source_floats(v, at, n, 16 * (j + p), widened[p], row[p]);
         for (size_t c = 0; c < n; c++) {
             v16 x[8];
-            if (j == 0)
-                source_fetch(v, s0 + i + c + AHEAD);
+            fetch_next(v, next, panels > 1 ? panels * sizeof(elem) / sizeof(float) : 1);
             CK_UNROLL for (size_t p = 0; p < panels; p++) {
                 x[p] = v16_load_f32(row[p][c], v->D - 16 * (j + p));
                 *strange = v16_fma(x[p], v16_zero(), *strange);
@@ -105,10 +124,11 @@ values_of(float *y, size_t width, const float *w, const source *v, size_t s0, sp
     for (size_t s = of.from / TERMS * TERMS; s < of.to; s += TERMS) {
         const span here = within(of, s, TERMS), now = {here.from + s, here.to + s};
         size_t j = 0;
+        ahead next = {s0 + s + TERMS, 0};
         for (; width / 16 - j >= many; j += many)
-            chain_of_values(y, width, w, v, s0, now, j, &strange, rows, many);
+            chain_of_values(y, width, w, v, s0, now, j, &strange, &next, rows, many);
         for (; j < width / 16; j++)
-            chain_of_values(y, width, w, v, s0, now, j, &strange, rows, 1);
+            chain_of_values(y, width, w, v, s0, now, j, &strange, &next, rows, 1);
     }
     return v16_sum(strange) == 0.0f;
 }

@@ -89,11 +89,10 @@ pack_rows(float *to, size_t depth, const source *x, size_t s0, span of)
         place at[PLACES];
         n = of.to - i < PLACES ? of.to - i : PLACES;
         source_places(x, s0 + i, n, at);
-        for (size_t j = 0; j < n; j++)
-            source_fetch(x, s0 + i + j + AHEAD);
         for (size_t d = 0; d < x->D; d += 16) {
             source_floats(x, at, n, d, widened, row);
             for (size_t j = 0; j < n; j++) {
+                source_fetch(x, s0 + i + j + AHEAD, d);
                 const v16 z = v16_load_f32(row[j], x->D - d);
                 strange = v16_fma(z, v16_zero(), strange); /* NaN from the first that is not finite */
                 v16_store_f32(to + d * depth + (i + j) * 16, z, 16);
@@ -115,9 +114,9 @@ pack_columns(float *to, const source *x, size_t s0, span of)
         for (size_t j = 0; j < 16; j++)
             row[j] = ck_zeros;
         source_places(x, s0 + i + from, n, at);
-        for (size_t j = 0; j < n; j++)
-            source_fetch(x, s0 + i + from + j + AHEAD);
         for (size_t d = 0; d < x->D; d += 16) {
+            for (size_t j = 0; j < n; j++)
+                source_fetch(x, s0 + i + from + j + AHEAD, d);
             source_floats(x, at, n, d, widened, row + from);
             v16_transpose(to + i * x->D + d * 16, 16, row, x->D - d < 16 ? x->D - d : 16);
         }

@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "reference/kv_store.h"
 #include "ops/attention.h"
 
 /* Row (b, i, j) of an array with three leading axes. */
@@ -20,19 +21,15 @@ in_reach(int64_t p, int64_t s, int64_t length, int causal, int64_t left, int64_t
 
 /* The score x[t,s] of a key in reach, -inf where the mask closes it; *slope, if wanted, is its derivative by scale * q.k */
 static double
-score(const elem *q, const elem *k, size_t D, double scale, double softcap, const ck_array *mask, size_t row, size_t s,
-      double *slope)
+score(double dot, double scale, double softcap, const ck_array *mask, size_t row, size_t s, double *slope)
 {
-    double x = 0, more = 0;
+    double x = dot * scale, more = 0;
     if (mask->data) {
         const char *m = (const char *)ck_row(mask, row) + (ptrdiff_t)s * mask->stride[3];
         more = mask->width == 1 ? (*m ? 0 : -INFINITY) : get((const elem *)m);
     }
     if (more == -INFINITY)
         return more;
-    for (size_t d = 0; d < D; d++)
-        x += get(&q[d]) * get(&k[d]);
-    x *= scale;
     if (slope)
         *slope = softcap > 0 ? 1 - tanh(x / softcap) * tanh(x / softcap) : 1;
     return (softcap > 0 ? softcap * tanh(x / softcap) : x) + more;
@@ -44,6 +41,24 @@ rows_of(ck_array mask)
 {
     mask.n = 3;
     return mask;
+}
+
+/* Channel d of key s of (b, g), or of its value, in an array or in a cache. */
+static double
+value(const struct ck_attention_fwd *a, const ck_array *x, const ck_kv_part *part, size_t b, size_t g, size_t s, size_t d)
+{
+    if (a->cache)
+        return channel(&a->cache->form, part, row_of(&a->cache->form, b, g, s), d);
+    return get(&at(x, b, g, s)[d]);
+}
+
+static double
+dot_with_key(const struct ck_attention_fwd *a, const elem *q, size_t b, size_t g, size_t s)
+{
+    double sum = 0;
+    for (size_t d = 0; d < a->D; d++)
+        sum += get(&q[d]) * value(a, &a->k, a->cache ? &a->cache->k : NULL, b, g, s, d);
+    return sum;
 }
 
 /* One query against all keys. */
@@ -58,7 +73,7 @@ forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attenti
 
     for (int64_t s = 0; s < item->S; s++)
         if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right)) {
-            const double x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+            const double x = score(dot_with_key(a, q, b, g, item->k + s), a->scale, a->softcap, mask, row, s, NULL);
             max = x > max || isnan(x) ? x : max;
         }
     if (a->sinks && !(a->sinks[h] <= max))
@@ -70,12 +85,12 @@ forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attenti
     for (int64_t s = 0; s < item->S; s++) {
         double x = -INFINITY;
         if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right))
-            x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+            x = score(dot_with_key(a, q, b, g, item->k + s), a->scale, a->softcap, mask, row, s, NULL);
         if (x == -INFINITY)
             continue;
         sum += exp(x - max);
         for (size_t d = 0; d < a->D; d++)
-            sum_v[d] += exp(x - max) * get(&at(&a->v, b, g, item->k + s)[d]);
+            sum_v[d] += exp(x - max) * value(a, &a->v, a->cache ? &a->cache->v : NULL, b, g, item->k + s, d);
     }
     if (a->sinks && max != -INFINITY)
         sum += exp(a->sinks[h] - max);
@@ -128,11 +143,14 @@ weights(const struct ck_attention_bwd *a, const ck_array *mask, size_t b, size_t
 {
     const size_t g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t;
     const elem *dy = at(&a->dy, b, h, t), *v = at(&a->v, b, g, s);
-    double slope = 1, x = -INFINITY, dp = 0;
+    const elem *q = at(&a->q, b, h, t), *k = at(&a->k, b, g, s);
+    double slope = 1, x = -INFINITY, dp = 0, product = 0;
 
     *p = *dx = 0;
+    for (size_t d = 0; d < a->D; d++)
+        product += get(&q[d]) * get(&k[d]);
     if (IN_REACH(a, b, t, s))
-        x = score(at(&a->q, b, h, t), at(&a->k, b, g, s), a->D, a->scale, a->softcap, mask, row, s, &slope);
+        x = score(product, a->scale, a->softcap, mask, row, s, &slope);
     if (x == -INFINITY)
         return;
     for (size_t d = 0; d < a->D; d++)
