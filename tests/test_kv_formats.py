@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ckernels as ck
-import kv_model
+from ckernels.parity import kv_exact as kv_model
 from guard import PAYLOADS
 
 QUANTS = kv_model.QUANTS[1:]

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import ckernels as ck
-import kv_model
 from ckernels.kv import OutOfBlocks
+from ckernels.parity import kv_exact as kv_model
 from test_kv_attend import draw, poison
 
 QUANTS = kv_model.QUANTS

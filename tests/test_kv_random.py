@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import ckernels as ck
-import kv_model
 from ckernels.kv import OutOfBlocks
 from ckernels.parity import assert_parity
+from ckernels.parity import kv_exact as kv_model
 from conftest import SEED
 from test_kv_attend import poison
 

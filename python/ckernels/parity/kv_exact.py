@@ -1,9 +1,14 @@
-"""What a key-value cache stores and holds, in NumPy: written from NUMERICS' formulas, not from the C code."""
+"""What a key-value cache stores and holds, in NumPy: written from the formulas of docs/ops/kv_cache.md, not from C."""
 import ml_dtypes
 import numpy as np
 
 QUANTS = (None, "int8", "int4", "int8_sym", "fp8_e4m3", "fp8_e5m2")
 FP8 = {"fp8_e4m3": (ml_dtypes.float8_e4m3fn, 448), "fp8_e5m2": (ml_dtypes.float8_e5m2, 57344)}
+
+
+def dtype_named(name):
+    """float32, float16 or bfloat16 as a NumPy dtype."""
+    return np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name)
 
 
 def rounded(x, dtype):
