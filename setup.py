@@ -35,7 +35,11 @@ ISAS = {"reference": ("csrc/reference", ["-O2", "-ffp-contract=off"]),
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ("csrc/kernels", [*FAST, "-mavx2", "-mfma", "-mf16c", "-mbmi2"])
     ISAS["avx512"] = ("csrc/kernels", [*FAST, "-march=x86-64-v4", "-mprefer-vector-width=512"])
+    # A matrix unit added to the kernels of another set: csrc/tiles alone is compiled, for the dtypes below.
+    ISAS["amx"] = ("csrc/tiles", [*ISAS["avx512"][1], "-DCK_REST=avx512"])
+    ISAS["amx_model"] = ("csrc/tiles", [*ISAS["avx2"][1], "-DCK_REST=avx2", "-DCK_MATRIX_MODEL"])
 DTYPES = ["f32", "bf16", "f16"]
+TILED = ["f32", "bf16"]
 BLAS = "libscipy_openblas.so"
 
 
@@ -73,9 +77,13 @@ def compile_all(units):
 
 def library_units():
     """The C library without Python: slow passes first, so that they do not end alone."""
-    units = [(source, [*flags, f"-DCK_ISA={isa}", f"-DCK_DTYPE={dtype}"])
-             for isa, (folder, flags) in reversed(ISAS.items()) for dtype in DTYPES
-             for source in sorted({*glob(f"{folder}/*.c"), "csrc/kernels/table.c"})]
+    units = []
+    for isa, (folder, flags) in reversed(ISAS.items()):
+        for dtype in DTYPES:
+            tiled = folder == "csrc/tiles" and dtype in TILED
+            sources = glob(f"{folder}/*.c") if tiled or folder != "csrc/tiles" else []
+            here = [*flags, f"-DCK_ISA={isa}", f"-DCK_DTYPE={dtype}", *(["-DCK_MATRIX_UNIT"] if tiled else [])]
+            units += [(source, here) for source in sorted({*sources, "csrc/kernels/table.c"})]
     once = sorted(glob("csrc/runtime/*.c") + glob("csrc/ops/*.c") + glob("csrc/layers/*.c"))
     return units + [(source, ["-O2", "-ffp-contract=off"]) for source in once]
 

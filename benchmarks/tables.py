@@ -20,8 +20,11 @@ def limits(runs):
     yield "| limit | lowest | median | highest |"
     yield "|---|---|---|---|"
     for name in runs[0]:
+        if runs[0][name] is None:
+            yield f"| {name} | not measured | | |"
+            continue
         rates = sorted(run[name] / 1e9 for run in runs)
-        unit = "GF/s" if name == "fma" else "GB/s"
+        unit = "GF/s" if name in ("fma", "amx") else "GB/s"
         yield f"| {name} | {rates[0]:.1f} | {median(rates):.1f} | {rates[-1]:.1f} {unit} |"
 
 

@@ -28,6 +28,7 @@ RETURNS = {
     "build_info": "dict[str, Any]",
     "blas_info": "dict[str, str | None]",
     "get_matmul_backend": "str",
+    "get_matmul_precision": "str",
 }
 NUMBERS = {"float": "SupportsFloat", "double": "SupportsFloat", "int": "SupportsIndex", "bool": "object"}
 

@@ -39,7 +39,7 @@ def benches(monkeypatch, tmp_path):
         files = {p.stem.removeprefix("bench_"): p for p in sorted(tmp_path.glob("bench_*.py"))}
         monkeypatch.setattr(session, "find_benches", lambda: files)
 
-    monkeypatch.setattr(limits, "measure", lambda: {"copy, plain": 1e10, "fma": 1e11})
+    monkeypatch.setattr(limits, "measure", lambda: {"copy, plain": 1e10, "fma": 1e11, "amx": None})
     return write
 
 
@@ -89,7 +89,7 @@ def test_json(benches, capsys):
     assert cli.main(["bench", "--seconds", "0.01", "--format", "json", "--isa", isa, "--dtype", "float32"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["format"], found["version"], found["failures"]) == ("ckernels bench", 1, [])
-    assert found["limits"] == {"copy, plain": 1e10, "fma": 1e11} and found["machine"]["cpu"]
+    assert found["limits"] == {"copy, plain": 1e10, "fma": 1e11, "amx": None} and found["machine"]["cpu"]
     assert [(line["op"], line["case"]) for line in found["lines"]] == [
         ("add", "64x100"), ("add_backward", "64x100"), ("add", "1x16"), ("add_backward", "1x16")]  # fmt: skip
     first = found["lines"][0]
@@ -260,6 +260,14 @@ def test_limits_move_what_they_say():
     (call, flops) = limits.fma()["fma"]
     assert flops > 0
     call(None)
+
+
+def test_the_limit_of_bfloat16_is_that_of_a_matrix_unit_where_there_is_one():
+    with ck.use("baseline"):
+        assert limits.amx() == {} and list(limits.arithmetic("bfloat16")) == ["fma"]
+    text = report.limits_text({"copy, plain": 2e9, "fma": 3e9, "amx": None})
+    assert text == "limits: copy, plain 2.0 GB/s; fused multiply-adds 3 GF/s; AMX, bfloat16: not measured"
+    assert report.limits_text({"fma": 3e9, "amx": 5e12}).endswith("AMX, bfloat16: 5000 GF/s")
 
 
 @pytest.mark.parametrize("wrong", [{"nbytes": 1, "limit": "nonsense"}, {}, {"nbytes": 1, "flops": 1}])

@@ -14,6 +14,7 @@ CALLS = {
     "add": (normal(3, 8), normal(3, 8)),
     "add_rms_norm": (normal(3, 8), normal(3, 8), normal(8)),
     "attention": (normal(1, 2, 3, 4), normal(1, 1, 5, 4), normal(1, 1, 5, 4)),
+    "attention_varlen": (*[normal(3, 2, 4)] * 3, np.array([0, 1, 3]), np.array([0, 1, 3])),
     "cross_entropy": (normal(3, 8), np.array([1, 0, 7])),
     "embedding": (np.array([2, 0, 2]), normal(4, 8)),
     "l2_norm": (normal(3, 8),),
@@ -21,6 +22,7 @@ CALLS = {
     "kl_div": (normal(3, 8), np.abs(normal(3, 8))),
     "heads_to_tokens": (normal(2, 3, 5, 4),),
     "linear": (normal(3, 8), normal(5, 8)),
+    "linear_cross_entropy": (normal(3, 8), normal(5, 8), np.array([1, 0, 4])),
     "log_softmax": (normal(3, 8),),
     "matmul": (normal(3, 8), normal(8, 5)),
     "qk_norm_rope": (normal(3, 8), normal(8), *ck.rope_table(np.arange(3), 8)),
@@ -106,7 +108,7 @@ def test_a_gradient_of_what_forward_did_not_have_is_refused(op, field):
         getattr(ck, op + "_backward")(np.ones_like(y), ctx, out=kind(**{field: normal(8)}))
 
 
-@pytest.mark.parametrize("op", sorted(CALLS.keys() - {"add_rms_norm", "cross_entropy", "kl_div", "mse_loss", "split_qkv"}))
+@pytest.mark.parametrize("op", sorted(CALLS.keys() - {"add_rms_norm", "cross_entropy", "kl_div", "linear_cross_entropy", "mse_loss", "split_qkv"}))
 def test_out_of_forward_must_be_an_array(op):
     for out in (True, [1.0], 1.0):
         with pytest.raises(TypeError, match=r"\(\): 'out' must be a NumPy array"):
@@ -120,7 +122,8 @@ def test_a_flag_must_be_true_or_false():
         ck.rope(*CALLS["rope"], interleaved=np.ones(2))
 
 
-@pytest.mark.parametrize("op", ["add_rms_norm", "embedding", "layer_norm", "linear", "qk_norm_rope", "rms_norm"])
+@pytest.mark.parametrize("op", ["add_rms_norm", "embedding", "layer_norm", "linear", "linear_cross_entropy",
+                                "qk_norm_rope", "rms_norm"])
 def test_accumulate_must_be_true_or_false(op):
     dy, ctx, backward = run(op)
     first = backward(dy, ctx)

@@ -13,6 +13,7 @@ KERNELS = {
     op: kind for kind, op in re.findall(r"^CK_(OP|LAYER|PART)\((\w+)", (ROOT / "csrc/ops.def").read_text(), re.M)
 }
 CALLED = dict(re.findall(r'^CK_(?:OP|LAYER)\((\w+), "([^"]+)"', (ROOT / "csrc/ops.def").read_text(), re.M))
+TILED = re.findall(r"^CK_TILED\((\w+)\)", (ROOT / "csrc/tiles.def").read_text(), re.M)
 # Which header declares an op: its family.
 HEADERS = [*sorted((ROOT / "csrc/ops").glob("*.h")), *sorted((ROOT / "csrc/layers").glob("*.h"))]
 FAMILY = {
@@ -54,7 +55,12 @@ def test_op_has_its_place(place):
 
 
 def test_what_is_listed_is_declared_and_the_reverse():
-    assert set(KERNELS) == set(FAMILY)
+    assert {*KERNELS, *TILED} == set(FAMILY)
+
+
+@pytest.mark.parametrize("op", TILED)
+def test_kernel_for_a_matrix_unit_stands_in_its_file(op):
+    assert (ROOT / f"csrc/tiles/{op}.c").read_text().count(f"CK_KERNEL({op})") == 1
 
 
 @pytest.mark.parametrize("op", [op for op, kind in KERNELS.items() if kind != "LAYER"])
@@ -73,7 +79,7 @@ def test_python_calls_it(op):
 
 
 def test_no_file_without_an_op():
-    for folder in ("kernels", "reference"):
+    for folder in ("kernels", "reference", "tiles"):
         for path in (ROOT / f"csrc/{folder}").glob("*.c"):
             assert "CK_KERNEL(" in path.read_text() or path.name == "table.c", path
 
@@ -82,9 +88,10 @@ def test_no_file_without_an_op():
 
 ALLOWED = {
     "runtime": r"runtime/\w+\.h|isa\.def",
-    "ops": r"(ops|runtime)/\w+\.h|ops\.def",
+    "ops": r"(ops|runtime)/\w+\.h|(ops|tiles)\.def",
     "reference": r"reference/\w+\.h|kernels/kernel\.h|ops/\w+\.h",
-    "kernels": r"(kernels|simd|ops)/\w+\.h|ops\.def",
+    "kernels": r"(kernels|simd|ops)/\w+\.h|(ops|tiles)\.def",
+    "tiles": r"(kernels|simd|ops)/\w+\.h",
     "simd": r"simd/\w+\.h|ops/op\.h",
     "layers": r"(layers|ops|runtime)/\w+\.h|ops\.def",
     "bindings": r"(bindings|layers|ops|runtime)/\w+\.h|ops\.def|ckernels\.h",
@@ -121,7 +128,7 @@ def test_intrinsics_stay_in_simd():
 
 
 def test_kernels_do_not_allocate_or_start_threads():
-    for folder in ("kernels", "reference"):
+    for folder in ("kernels", "reference", "tiles"):
         found = {
             name
             for name in holders(r"\b(malloc|calloc|realloc|free|ck_take|ck_give|ck_run|pthread_\w+|printf|fopen)\(")
@@ -155,7 +162,10 @@ def test_no_drawer_for_odds_and_ends():
 def test_only_kernels_leave_a_kernel_object(isa):
     build = native.build()
     units = [unit for unit in native.library_units() if f"-DCK_ISA={isa}" in unit[1]]
-    expected = {f"ck_{op}_{dtype}_{isa}" for op, kind in KERNELS.items() if kind != "LAYER" for dtype in build.DTYPES}
+    if build.ISAS[isa][0] == "csrc/tiles":
+        expected = {f"ck_{op}_{dtype}_{isa}" for op in TILED for dtype in build.TILED}
+    else:
+        expected = {f"ck_{op}_{dtype}_{isa}" for op, kind in KERNELS.items() if kind != "LAYER" for dtype in build.DTYPES}
     expected |= {f"ck_kernels_{dtype}_{isa}" for dtype in build.DTYPES}
     objects = native.compile_all(units)
     listed = subprocess.run(

@@ -1,6 +1,7 @@
-/* OpenBLAS as Python sees it: where it is, whether it is there, and the choice of it. */
+/* OpenBLAS as Python sees it: where it is, whether it is there, and the choice of it; and of how exact products are. */
 #include "bindings/blas.h"
 
+#include "ops/gemm_tiles.h"
 #include "runtime/blas.h"
 
 #include <string.h>
@@ -45,4 +46,26 @@ ck_py_get_matmul_backend(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
     return PyUnicode_FromString(ck_blas_chosen() != NULL ? "openblas" : "ckernels");
+}
+
+static const char *const precisions[CK_PRECISIONS] = {"highest", "high", "medium"};
+
+PyObject *
+ck_py_set_matmul_precision(PyObject *module, PyObject *name)
+{
+    (void)module;
+    for (int i = 0; i < CK_PRECISIONS && PyUnicode_Check(name); i++)
+        if (PyUnicode_CompareWithASCIIString(name, precisions[i]) == 0) {
+            ck_set_matmul_precision((ck_precision)i);
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyUnicode_Check(name) ? PyExc_ValueError : PyExc_TypeError,
+                        "set_matmul_precision(): 'precision' must be 'highest', 'high' or 'medium', not %R", name);
+}
+
+PyObject *
+ck_py_get_matmul_precision(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyUnicode_FromString(precisions[ck_matmul_precision()]);
 }

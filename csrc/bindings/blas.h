@@ -7,6 +7,8 @@ PyObject *ck_py_set_blas_path(PyObject *module, PyObject *path);
 PyObject *ck_py_blas_info(PyObject *module, PyObject *unused);
 PyObject *ck_py_set_matmul_backend(PyObject *module, PyObject *name);
 PyObject *ck_py_get_matmul_backend(PyObject *module, PyObject *unused);
+PyObject *ck_py_set_matmul_precision(PyObject *module, PyObject *name);
+PyObject *ck_py_get_matmul_precision(PyObject *module, PyObject *unused);
 
 #define CK_BLAS_METHODS                                                                                               \
     {"set_blas_path", ck_py_set_blas_path, METH_O,                                                                    \
@@ -16,5 +18,9 @@ PyObject *ck_py_get_matmul_backend(PyObject *module, PyObject *unused);
     {"set_matmul_backend", ck_py_set_matmul_backend, METH_O,                                                          \
      "set_matmul_backend($module, name, /)\n--\n\nChoose 'ckernels' or 'openblas' for linear and matmul."},           \
     {"get_matmul_backend", ck_py_get_matmul_backend, METH_NOARGS,                                                     \
-     "get_matmul_backend($module, /)\n--\n\nWhat linear and matmul multiply with."},
+     "get_matmul_backend($module, /)\n--\n\nWhat linear and matmul multiply with."},                                   \
+    {"set_matmul_precision", ck_py_set_matmul_precision, METH_O,                                                      \
+     "set_matmul_precision($module, precision, /)\n--\n\nChoose 'highest', 'high' or 'medium' for float32 products."}, \
+    {"get_matmul_precision", ck_py_get_matmul_precision, METH_NOARGS,                                                 \
+     "get_matmul_precision($module, /)\n--\n\nHow exactly float32 products must be computed."},
 #endif

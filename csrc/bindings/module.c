@@ -126,7 +126,7 @@ isas(PyObject *module, PyObject *unused)
     (void)module, (void)unused;
     PyObject *names = PyList_New(0);
     for (const ck_isa *isa = ck_isas(); names != NULL && isa->name; isa++) {
-        if (isa->lacking != NULL)
+        if (isa->lacking != NULL || isa->model)
             continue;
         PyObject *name = PyUnicode_FromString(isa->name);
         if (name == NULL || PyList_Append(names, name) < 0)
@@ -146,7 +146,7 @@ use_isa(const char *name, const char *who)
     }
     char known[128] = "";
     for (const ck_isa *other = ck_isas(); other->name; other++)
-        if (other->lacking == NULL)
+        if (other->lacking == NULL && !other->model)
             snprintf(known + strlen(known), sizeof known - strlen(known), known[0] ? ", %s" : "%s", other->name);
     PyErr_Format(PyExc_ValueError, "%s: no instruction set '%s' here; there are %s", who, name, known);
     return -1;
@@ -244,6 +244,8 @@ build_info(PyObject *module, PyObject *unused)
     (void)module, (void)unused;
     PyObject *lacking = PyDict_New();
     for (const ck_isa *each = ck_isas(); lacking != NULL && each->name; each++) {
+        if (each->model)
+            continue;
         PyObject *what = each->lacking != NULL ? PyUnicode_FromString(each->lacking) : Py_NewRef(Py_None);
         if (what == NULL || PyDict_SetItemString(lacking, each->name, what) < 0)
             Py_CLEAR(lacking);

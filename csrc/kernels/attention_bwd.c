@@ -1,47 +1,110 @@
-#include "kernels/attention_bwd_tile.h"
+#include "kernels/attention_tile.h"
 
 /*
- * Two passes, neither of which adds to what another task writes.  Both recompute the scores tile by tile of six rows:
- * attention_bwd has queries for rows and gives dq, attention_bwd_keys has keys for rows and gives dk and dv.  The chains
- * of a score are those of forward, so exp(x - max) is at most 1, as it was there.
+ * A task of the first pass is a chunk of queries, all heads of a group, taken block by block as in forward, each against the
+ * keys in parts of BACK.  The scores and the gradients of the weights are computed again, once, and give all three gradients: dq
+ * of the block, and what the chunk adds to dk and dv, which it keeps to itself.  The second pass adds the chunks, in order.
+ * The chains of a score are those of forward, so exp(x - max) is at most 1, as it was there.
  */
+enum { BACK = 128 }; /* keys at a time: a multiple of TERMS, so it does not enter into the order */
 
-/* What backward knows of a query. */
 typedef struct {
-    float max, share, dot; /* share = 1 / sum; 0 where the query saw nothing, and then max is 0 */
-} query;
+    rule rule;
+    source q, k, v, y, dy;
+    size_t D, width, g, heads, t0, n, rows, step;  /* n queries from t0; row = query * heads + head; plain rows step apart */
+    float *q_left, *dy_left, *q_rows, *dy_rows;    /* packed tiles, and plain rows */
+    float *dq, *x, *dp, *slope;                    /* [rows,width]  [rows,STEP] three times */
+    float *max, *share, *dot;                      /* [rows]; share = 1 / sum; 0 where the query saw nothing, and then max is 0 */
+    float *k_columns, *v_columns, *k_rows;
+    span *of, *tiles;
+    place *q_at, *y_at, *dy_at;
+    bool finite;                                   /* q and dy of the block */
+} block;
+
+static inline size_t head_of(const block *s, size_t r) { return s->g * s->heads + r % s->heads; }
+static inline size_t query_of(const block *s, size_t r) { return s->t0 + r / s->heads; }
+
+static block
+layout(size_t D, size_t rows, float *scratch)
+{
+    const size_t width = wide(D), step = width + 16;
+    block s = {.D = D, .width = width, .step = step, .q_left = scratch};
+    s.dy_left = s.q_left + rows * width;
+    s.q_rows = s.dy_left + rows * width;
+    s.dy_rows = s.q_rows + rows * step;
+    s.dq = s.dy_rows + rows * step;
+    s.x = s.dq + rows * width;
+    s.dp = s.x + rows * STEP;
+    s.slope = s.dp + rows * STEP;
+    s.k_columns = s.slope + rows * STEP;
+    s.v_columns = s.k_columns + BACK * width;
+    s.k_rows = s.v_columns + BACK * width;
+    s.max = s.k_rows + KEYS * width;
+    s.share = s.max + rows;
+    s.dot = s.share + rows;
+    s.of = (span *)(s.dot + 2 * rows);
+    s.tiles = s.of + rows;
+    s.q_at = (place *)(s.tiles + rows);
+    s.y_at = s.q_at + rows;
+    s.dy_at = s.y_at + rows;
+    return s;
+}
 
 /*
  * dot[t] = sum_d dy[t,d] * y[t,d] - dlse[t], in the order in which a tile sums dy * v: where one key has all the weight,
  * y is its v and the two cancel to 0, as they should.
  */
 static void
-queries_of(const struct ck_attention_bwd *a, size_t b, size_t h, size_t t0, size_t n, query *to)
+dots(const block *s)
 {
-    const source dy = source_of(&a->dy, b, h, a->D), y = source_of(&a->y, b, h, a->D);
-    for (size_t i = 0; i < n; i += 16) {
-        float dots[16], x[16][16], z[16][16];
-        const size_t m = n - i < 16 ? n - i : 16;
-        place dy_at[PLACES], y_at[PLACES];
-        source_places(&dy, t0 + i, m, dy_at);
-        source_places(&y, t0 + i, m, y_at);
+    for (size_t r = 0; r < s->rows; r += 16) {
+        float x[16][16], z[16][16];
+        const size_t m = s->rows - r < 16 ? s->rows - r : 16;
         v16 dot = v16_zero(), chain = v16_zero();
-        for (size_t d = 0; d < a->D; d += 16) {
+        for (size_t d = 0; d < s->D; d += 16) {
             if (d != 0 && d % CHAIN == 0) {
                 dot = d == CHAIN ? chain : v16_add(dot, chain);
                 chain = v16_zero();
             }
-            turn(x[0], &dy, dy_at, m, d);
-            turn(z[0], &y, y_at, m, d);
-            for (size_t c = 0; c < (a->D - d < 16 ? a->D - d : 16); c++)
+            turn(x[0], &s->dy, s->dy_at + r, m, d);
+            turn(z[0], &s->y, s->y_at + r, m, d);
+            for (size_t c = 0; c < (s->D - d < 16 ? s->D - d : 16); c++)
                 chain = v16_fma(v16_load_f32(x[c], 16), v16_load_f32(z[c], 16), chain);
         }
-        v16_store_f32(dots, a->D <= CHAIN ? chain : v16_add(dot, chain), 16);
-        for (size_t j = i; j < n && j < i + 16; j++) {
-            const size_t row = (b * a->H + h) * a->T + t0 + j;
-            const float of = dots[j - i] - (a->dlse != NULL ? a->dlse[row] : 0.0f);
-            to[j] = a->sum[row] != 0.0f ? (query){a->max[row], 1.0f / a->sum[row], of} : (query){0.0f, 0.0f, of};
-        }
+        v16_store_f32(s->dot + r, s->D <= CHAIN ? chain : v16_add(dot, chain), m);
+    }
+}
+
+static bool
+all_finite(const float *rows, size_t n)
+{
+    v16 strange = v16_zero();
+    for (size_t i = 0; i < n; i += 16)
+        strange = v16_fma(v16_load_f32(rows + i, n - i), v16_zero(), strange);
+    return v16_sum(strange) == 0.0f;
+}
+
+/* What backward knows of the rows of a block. */
+static void
+take_rows(block *s, const struct ck_attention_bwd *a, const ck_attention_place *at)
+{
+    for (size_t r = 0; r < s->rows; r++) {
+        const size_t h = head_of(s, r), t = (size_t)at->item->q + query_of(s, r);
+        s->q_at[r] = rows_at(&a->q, at->b, h) + (ptrdiff_t)t * a->q.stride[2];
+        s->y_at[r] = rows_at(&a->y, at->b, h) + (ptrdiff_t)t * a->y.stride[2];
+        s->dy_at[r] = rows_at(&a->dy, at->b, h) + (ptrdiff_t)t * a->dy.stride[2];
+    }
+    pack_left(s->q_left, &s->q, s->q_at, s->rows);
+    pack_left(s->dy_left, &s->dy, s->dy_at, s->rows);
+    pack_plain(s->q_rows, s->step, &s->q, s->q_at, s->rows);
+    pack_plain(s->dy_rows, s->step, &s->dy, s->dy_at, s->rows);
+    s->finite = all_finite(s->q_left, s->rows * s->D) && all_finite(s->dy_left, s->rows * s->D);
+    dots(s);
+    for (size_t r = 0; r < s->rows; r++) {
+        const size_t row = (size_t)at->item->stat + head_of(s, r) * a->T + query_of(s, r);
+        s->dot[r] -= a->dlse != NULL ? a->dlse[row] : 0.0f;
+        s->max[r] = a->sum[row] != 0.0f ? a->max[row] : 0.0f;
+        s->share[r] = a->sum[row] != 0.0f ? 1.0f / a->sum[row] : 0.0f;
     }
 }
 
@@ -49,7 +112,7 @@ queries_of(const struct ck_attention_bwd *a, size_t b, size_t h, size_t t0, size
 ALWAYS void
 differentiate(float *x, float *dp, const float *slope, size_t i, v16 max, v16 share, v16 dot)
 {
-    const v16 z = v16_load_f32(x + i, 16), p = v16_mul(v16_exp(v16_sub(z, max)), share);
+    const v16 z = v16_load_f32(x + i, 16), p = v16_mul(v16_exp_below(v16_sub(z, max)), share);
     v16 dx = v16_mul(p, v16_sub(v16_load_f32(dp + i, 16), dot));
     if (slope != NULL)
         dx = v16_mul(dx, v16_load_f32(slope + i, 16));
@@ -58,36 +121,116 @@ differentiate(float *x, float *dp, const float *slope, size_t i, v16 max, v16 sh
     v16_store_f32(dp + i, v16_select(shut, v16_zero(), dx), 16);
 }
 
-/* A task of either pass: rows (queries of all heads of a group, or keys) against panels (keys, or queries). */
-typedef struct {
-    rule rule;
-    size_t D, width, b, g, heads;
-    float *x, *dp, *slope, *chain;       /* [ROWS,KEYS] three times, [ROWS,width]: of the tile at work */
-    float *columns, *other_columns;      /* packed: [KEYS/16][D][16] */
-    float *rows, *other_rows;            /* packed: [width/16][KEYS][16] */
-    float *own, *other_own;              /* this task's rows, [rows,width]: q and dy, or k and v */
-    float *sum, *other_sum;              /* and their gradients: dq, or dk and dv */
-    query *query;
-} state;
-
-static state
-layout(const struct ck_attention_bwd *a, size_t b, size_t g, size_t rows, float *scratch)
+/* Scores to weights and their gradients, row by row; 0 for the keys of `reach` that a tile does not see. */
+static void
+weights_of(const block *s, size_t s0, span reach)
 {
-    const size_t width = wide(a->D);
-    state s = {.rule = RULE(a), .D = a->D, .width = width, .b = b, .g = g, .heads = a->H / a->G, .x = scratch};
-    s.dp = s.x + ROWS * KEYS;
-    s.slope = s.dp + ROWS * KEYS;
-    s.chain = s.slope + ROWS * KEYS;
-    s.columns = s.chain + ROWS * width;
-    s.other_columns = s.columns + KEYS * width;
-    s.rows = s.other_columns + KEYS * width;
-    s.other_rows = s.rows + KEYS * width;
-    s.own = s.other_rows + KEYS * width;
-    s.other_own = s.own + rows * width;
-    s.sum = s.other_own + rows * width;
-    s.other_sum = s.sum + rows * width;
-    s.query = (query *)(s.other_sum + rows * width);
-    return s;
+    const size_t begin = reach.from / 16 * 16, end = wide(reach.to);
+    for (size_t r = 0, height; r < s->rows; r += height) {
+        height = tile_height(s->rows - r);
+        const bool empty = s->tiles[r].from == s->tiles[r].to;
+        const size_t from = empty ? end : s->tiles[r].from / 16 * 16, to = empty ? end : wide(s->tiles[r].to);
+        for (size_t i = r; i < r + height; i++) {
+            for (size_t j = begin; j < from; j += 16)
+                v16_store_f32(s->x + i * STEP + j, v16_zero(), 16), v16_store_f32(s->dp + i * STEP + j, v16_zero(), 16);
+            for (size_t j = to; j < end; j += 16)
+                v16_store_f32(s->x + i * STEP + j, v16_zero(), 16), v16_store_f32(s->dp + i * STEP + j, v16_zero(), 16);
+        }
+        for (size_t i = r; i < r + height && !empty; i++) {
+            float *x = s->x + i * STEP, *dp = s->dp + i * STEP, *slope = s->rule.cap > 0.0f ? s->slope + i * STEP : NULL;
+            const v16 max = v16_splat(s->max[i]), share = v16_splat(s->share[i]), dot = v16_splat(s->dot[i]);
+            bend(&s->rule, x, slope, s->of[i], s->tiles[r]);
+            add_mask(&s->rule, x, s->of[i], mask_at(&s->rule, head_of(s, i), query_of(s, i), s0));
+            for (size_t j = from; j < to; j += 16)
+                differentiate(x, dp, slope, j, max, share, dot);
+        }
+    }
+}
+
+/* ---- what the block adds to the gradients of keys ---- */
+
+static void
+multiply_turned(const product *o, const float *a, size_t rows, size_t r, size_t j, size_t panels)
+{
+    multiply(o, a, rows, r, j, panels, TURNED);
+}
+
+/* Rows that see some of the keys from..to: they lie together, as both ends of what a query sees rise with it. */
+static span
+rows_that_see(const block *s, size_t from, size_t to)
+{
+    size_t first = 0, last = s->rows;
+    while (first < last && !(s->of[first].from < to && s->of[first].to > from))
+        first++;
+    while (last > first && !(s->of[last - 1].from < to && s->of[last - 1].to > from))
+        last--;
+    return (span){first, last};
+}
+
+/* sum[key,:] += sum over rows, ascending, of w[row,key] * rows[row]: chains of TERMS rows, counted from the block's first. */
+static void
+weigh_turned(const block *s, float *sum, const float *w, const float *rows, span keys)
+{
+    product o = {.c = sum, .ldc = s->width, .b = rows, .panel = 16, .step = s->step, .chain = TERMS};
+    for (size_t j = 0, n; j < s->width / 16; j += n) {
+        n = panels_from(j, s->width / 16);
+        for (size_t i = keys.from, height; i < keys.to; i += height) {
+            height = tile_height(keys.to - i);
+            o.k = rows_that_see(s, i, i + height);
+            if (o.k.from < o.k.to)
+                multiply_turned(&o, w + i, height, i, j, n);
+        }
+    }
+}
+
+/* The same where a row is not finite: it is left out for keys that it does not see, or that its mask closes. */
+static void
+weigh_turned_strange(const block *s, float *sum, const float *w, const float *rows, span keys, size_t s0)
+{
+    const ptrdiff_t step = mask_step(&s->rule);
+    for (size_t i = keys.from; i < keys.to; i++)
+        for (size_t d = 0; d < s->width; d += 16) {
+            v16 all = v16_load_f32(sum + i * s->width + d, 16), chain = v16_zero();
+            for (size_t r = 0; r < s->rows; r++) {
+                if (i >= s->of[r].from && i < s->of[r].to
+                    && !is_shut(&s->rule, mask_at(&s->rule, head_of(s, r), query_of(s, r), s0), step, i))
+                    chain = v16_fma(v16_splat(w[r * STEP + i]), v16_load_f32(rows + r * s->step + d, 16), chain);
+                if ((r + 1) % TERMS == 0 || r + 1 == s->rows) {
+                    all = v16_add(all, chain);
+                    chain = v16_zero();
+                }
+            }
+            v16_store_f32(sum + i * s->width + d, all, 16);
+        }
+}
+
+/* A block against the keys s0 + reach: adds to its dq, and to dk and dv of these keys. */
+static void
+block_keys(block *s, float *dk, float *dv, size_t s0, span reach)
+{
+    for (size_t r = 0; r < s->rows; r++)
+        s->of[r] = within(seen(&s->rule, query_of(s, r)), s0, BACK);
+    spans_of_tiles(s->tiles, s->of, s->rows);
+    pack_columns(s->k_columns, &s->k, s0, reach);
+    pack_columns(s->v_columns, &s->v, s0, reach);
+    const bool finite = pack_rows(s->k_rows, KEYS, &s->k, s0, reach);
+    inner_products(s->x, s->q_left, s->k_columns, s->D, s->rows, s->tiles, reach);
+    inner_products(s->dp, s->dy_left, s->v_columns, s->D, s->rows, s->tiles, reach);
+    weights_of(s, s0, reach);
+
+    for (size_t r = 0; !finite && r < s->rows; r++)
+        if (s->of[r].from < s->of[r].to)
+            weigh_strange(&s->rule, s->dq + r * s->width, s->width, s->dp + r * STEP, s->k_rows, s->of[r],
+                          mask_at(&s->rule, head_of(s, r), query_of(s, r), s0));
+    if (finite)
+        weigh(s->dq, s->width, s->dp, s->k_rows, s->rows, s->tiles);
+    if (s->finite) {
+        weigh_turned(s, dk, s->dp, s->q_rows, reach);
+        weigh_turned(s, dv, s->x, s->dy_rows, reach);
+    } else {
+        weigh_turned_strange(s, dk, s->dp, s->q_rows, reach, s0);
+        weigh_turned_strange(s, dv, s->x, s->dy_rows, reach, s0);
+    }
 }
 
 /* n rows of D, times a factor, to where they belong. */
@@ -99,203 +242,112 @@ put_rows(char *row, ptrdiff_t step, const float *from, size_t n, size_t D, float
             v16_store((elem *)row + d, v16_mul(v16_load_f32(from, 16), v16_splat(factor)), D - d);
 }
 
-/* Scores and the gradients of weights, of `rows` own rows with the columns of `all`. */
+/* Queries t0.. : their dq; and what they add to [keys,width] of dk and dv; sinks[j] += the share of head j in dsinks. */
 static void
-both_products(state *s, size_t r0, size_t rows, span all)
+block_backward(block *s, const struct ck_attention_bwd *a, const ck_attention_place *at, float *dk, float *dv, double *sinks)
 {
-    const size_t first = all.from / 16, n = wide(all.to) / 16 - first, at = first * s->D * 16;
-    inner_products(s->x + 16 * first, s->own + r0 * s->width, s->width, rows, s->columns + at, s->D, n);
-    inner_products(s->dp + 16 * first, s->other_own + r0 * s->width, s->width, rows, s->other_columns + at, s->D, n);
+    take_rows(s, a, at);
+    for (size_t r = 0; sinks != NULL && r < s->rows; r++)
+        if (s->share[r] != 0.0f)
+            sinks[r % s->heads] -= exp((double)a->sinks[head_of(s, r)] - s->max[r]) * s->share[r] * s->dot[r];
+    memset(s->dq, 0, s->rows * s->width * sizeof *s->dq);
+    const span all = seen_by_some(&s->rule, s->t0, s->n);
+    for (size_t s0 = all.from / BACK * BACK; s0 < all.to; s0 += BACK)
+        block_keys(s, dk + s0 * s->width, dv + s0 * s->width, s0, within(all, s0, BACK));
+    for (size_t r = 0; r < s->rows; r++)
+        put_rows(rows_at(&a->dq, at->b, head_of(s, r)) + (ptrdiff_t)((size_t)at->item->q + query_of(s, r)) * a->dq.stride[2], 0,
+                 s->dq + r * s->width, 1, s->D, s->rule.scale);
 }
 
-/* ---- dq ---- */
-
-/* Rows r0.. of a block of n queries from t0, with the partition that begins at key s0. */
-static void
-queries_tile(state *s, size_t t0, size_t n, size_t r0, size_t rows, size_t s0, const span *of, span all, bool finite)
+static inline source
+from_row(source x, int64_t row)
 {
-    const bool capped = s->rule.cap > 0.0f;
-    closed shut = {.step = s->rule.mask.data != NULL ? s->rule.mask.stride[3] : 0};
-
-    both_products(s, r0, rows, all);
-    for (size_t i = 0; i < rows; i++) {
-        const query *k = &s->query[r0 + i];
-        float *x = s->x + i * KEYS, *dp = s->dp + i * KEYS, *slope = capped ? s->slope + i * KEYS : NULL;
-        shut.of[i] = mask_at(&s->rule, s->b, s->g * s->heads + (r0 + i) / n, t0 + (r0 + i) % n, s0);
-        bend(&s->rule, x, slope, of[i]);
-        add_mask(&s->rule, x, of[i], shut.of[i], shut.step);
-        for (size_t j = of[i].from / 16 * 16; j < of[i].to; j += 16)
-            differentiate(x, dp, slope, j, v16_splat(k->max), v16_splat(k->share), v16_splat(k->dot));
-    }
-    weigh(&s->rule, s->sum + r0 * s->width, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS,
-          finite || shut.of[0] == NULL ? NULL : &shut);
+    x.first += (ptrdiff_t)row * x.step;
+    return x;
 }
 
-static void
-queries_partition(state *s, const struct ck_attention_bwd *a, size_t t0, size_t n, size_t s0, span of)
+/* Queries of a chunk. */
+static inline span
+queries_of(const ck_attention_item *item, size_t heads, size_t chunk)
 {
-    const size_t rows = s->heads * n;
-    const source k = source_of(&a->k, s->b, s->g, s->D), v = source_of(&a->v, s->b, s->g, s->D);
-    pack_columns(s->columns, &k, s0, of);
-    pack_columns(s->other_columns, &v, s0, of);
-    const bool finite = pack_rows(s->rows, KEYS, &k, s0, of);
-
-    for (size_t r = 0; r < rows; r += ROWS) {
-        const size_t m = rows - r < ROWS ? rows - r : ROWS;
-        span each[ROWS], all = {0, 0};
-        for (size_t i = 0; i < m; i++) {
-            each[i] = within(seen(&s->rule, s->b, t0 + (r + i) % n), s0, KEYS);
-            all = around(all, each[i]);
-        }
-        if (all.from < all.to)
-            queries_tile(s, t0, n, r, m, s0, each, all, finite);
-    }
+    const size_t T = (size_t)item->T, n = ck_attention_chunk(heads, T);
+    return (span){chunk * n, T - chunk * n < n ? T : (chunk + 1) * n};
 }
 
-/* The share of n queries in the gradient of their head's sink. */
-static float
-sink_of(float sink, const query *q, size_t n)
+CK_KERNEL(attention_bwd_queries)
 {
-    double sum = 0;
-    for (size_t i = 0; i < n; i++)
-        if (q[i].share != 0.0f)
-            sum -= exp((double)sink - q[i].max) * q[i].share * q[i].dot;
-    return (float)sum;
-}
-
-/* dq of a block of queries, all heads of a group; sinks[j] the share of head j in dsinks. */
-static void
-queries_block(const struct ck_attention_bwd *a, size_t b, size_t g, size_t t0, size_t n, float *sinks, float *scratch)
-{
-    const size_t heads = a->H / a->G, rows = heads * n;
-    state s = layout(a, b, g, rows, scratch);
-    span reach = {0, 0};
-
-    memset(s.sum, 0, rows * s.width * sizeof *s.sum);
-    for (size_t j = 0; j < heads; j++) {
-        const size_t h = g * heads + j, to = j * n * s.width;
-        pack_plain(s.own + to, rows_at(&a->q, b, h) + (ptrdiff_t)t0 * a->q.stride[2], a->q.stride[2], n, s.D);
-        pack_plain(s.other_own + to, rows_at(&a->dy, b, h) + (ptrdiff_t)t0 * a->dy.stride[2], a->dy.stride[2], n, s.D);
-        queries_of(a, b, h, t0, n, s.query + j * n);
-        if (sinks != NULL)
-            sinks[j] = sink_of(a->sinks[h], s.query + j * n, n);
-    }
-    for (size_t t = t0; t < t0 + n; t++)
-        reach = around(reach, seen(&s.rule, b, t));
-    for (size_t s0 = reach.from / KEYS * KEYS; s0 < reach.to; s0 += KEYS)
-        queries_partition(&s, a, t0, n, s0, within(reach, s0, KEYS));
-    for (size_t j = 0; j < heads; j++)
-        put_rows((char *)rows_at(&a->dq, b, g * heads + j) + (ptrdiff_t)t0 * a->dq.stride[2], a->dq.stride[2],
-                 s.sum + j * n * s.width, n, s.D, s.rule.scale);
-}
-
-CK_KERNEL(attention_bwd)
-{
-    const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
+    const struct ck_attention_bwd *of = &a->of;
+    const ck_attention_plan *plan = (const ck_attention_plan *)of->plan;
+    const size_t heads = of->H / of->G;
     for (size_t i = task.begin; i < task.end; i++) {
-        const size_t t0 = i % blocks * queries, n = a->T - t0 < queries ? a->T - t0 : queries;
-        queries_block(a, i / blocks / a->G, i / blocks % a->G, t0, n, a->dsinks != NULL ? task.work : NULL, task.scratch);
-    }
-}
+        ck_attention_place at = ck_attention_find(plan, of->B, of->G, a->first + i);
+        at.block = at.blocks - 1 - at.block; /* the last ones, which see most under a causal mask, first */
+        const size_t T = (size_t)at.item->T, queries = ck_attention_queries(heads, T);
+        const span chunk = queries_of(at.item, heads, at.block);
+        block s = layout(of->D, heads * queries, task.scratch);
+        s.rule = RULE(of, at.item, at.b);
+        s.g = at.g, s.heads = heads;
+        s.q = source_of(&of->q, 0, 0, of->D), s.y = source_of(&of->y, 0, 0, of->D), s.dy = source_of(&of->dy, 0, 0, of->D);
+        s.k = from_row(source_of(&of->k, at.b, at.g, of->D), at.item->k);
+        s.v = from_row(source_of(&of->v, at.b, at.g, of->D), at.item->k);
 
-/* ---- dk, dv ---- */
-
-enum { QUERIES = CK_ATTENTION_QUERIES };
-
-/* Queries t0 <= t < t0 + n that see key s; they lie together, as both ends of what a query sees rise with t. */
-static span
-seen_by(const rule *u, size_t b, size_t s, size_t t0, size_t n)
-{
-    size_t from = 0, to = n;
-    while (from < to && !(seen(u, b, t0 + from).from <= s && s < seen(u, b, t0 + from).to))
-        from++;
-    while (to > from && !(seen(u, b, t0 + to - 1).from <= s && s < seen(u, b, t0 + to - 1).to))
-        to--;
-    return from < to ? (span){from, to} : (span){0, 0};
-}
-
-/* Keys s.. of the block, which begins at s0, with n queries of head h from t0: `of` those that see each. */
-static void
-keys_tile(state *s, size_t h, size_t t0, size_t s0, size_t r0, size_t rows, const span *of, span all, bool finite)
-{
-    const bool capped = s->rule.cap > 0.0f;
-    closed shut = {.step = s->rule.mask.data != NULL ? s->rule.mask.stride[2] : 0};
-    float max[QUERIES], share[QUERIES], dot[QUERIES];
-
-    for (size_t i = 0; i < QUERIES; i++) {
-        max[i] = s->query[i].max;
-        share[i] = s->query[i].share;
-        dot[i] = s->query[i].dot;
-    }
-    both_products(s, r0, rows, all);
-    for (size_t i = 0; i < rows; i++) {
-        float *x = s->x + i * KEYS, *dp = s->dp + i * KEYS, *slope = capped ? s->slope + i * KEYS : NULL;
-        shut.of[i] = mask_at(&s->rule, s->b, h, t0, s0 + r0 + i);
-        bend(&s->rule, x, slope, of[i]);
-        add_mask(&s->rule, x, of[i], shut.of[i], shut.step);
-        for (size_t j = of[i].from / 16 * 16; j < of[i].to; j += 16)
-            differentiate(x, dp, slope, j, v16_load_f32(max + j, 16), v16_load_f32(share + j, 16), v16_load_f32(dot + j, 16));
-    }
-    const closed *skip = finite || shut.of[0] == NULL ? NULL : &shut;
-    weigh(&s->rule, s->sum + r0 * s->width, s->chain, s->width, s->dp, KEYS, of, rows, s->rows, KEYS, skip);
-    weigh(&s->rule, s->other_sum + r0 * s->width, s->chain, s->width, s->x, KEYS, of, rows, s->other_rows, KEYS, skip);
-}
-
-/* Adds the share of n queries of head h from t0 to the gradients of `keys` keys from s0. */
-static void
-keys_with(state *s, const struct ck_attention_bwd *a, size_t h, size_t t0, size_t n, size_t s0, size_t keys)
-{
-    const source q = source_of(&a->q, s->b, h, s->D), dy = source_of(&a->dy, s->b, h, s->D);
-    const span block = {0, n};
-    bool packed = false, finite = true;
-
-    for (size_t r = 0; r < keys; r += ROWS) {
-        const size_t m = keys - r < ROWS ? keys - r : ROWS;
-        span each[ROWS], all = {0, 0};
-        for (size_t i = 0; i < m; i++) {
-            each[i] = seen_by(&s->rule, s->b, s0 + r + i, t0, n);
-            all = around(all, each[i]);
+        const size_t keys = s.rule.keys * s.width;
+        float *dk = a->parts + ck_attention_part_at(&at, of->G, of->D) - a->base, *dv = dk + keys;
+        double *sinks = a->sinks != NULL ? a->sinks + ck_attention_number(&at, of->G) * heads : NULL;
+        for (size_t j = 0; sinks != NULL && j < heads; j++)
+            sinks[j] = 0;
+        const span all = seen_by_some(&s.rule, chunk.from, chunk.to - chunk.from);
+        memset(dk + all.from * s.width, 0, (all.to - all.from) * s.width * sizeof *dk);
+        memset(dv + all.from * s.width, 0, (all.to - all.from) * s.width * sizeof *dv);
+        for (size_t t = chunk.from; t < chunk.to; t += queries) {
+            s.t0 = t;
+            s.n = chunk.to - t < queries ? chunk.to - t : queries;
+            s.rows = s.n * heads;
+            block_backward(&s, of, &at, dk, dv, sinks);
         }
-        if (all.from == all.to)
-            continue;
-        if (!packed) {
-            pack_columns(s->columns, &q, t0, block);
-            pack_columns(s->other_columns, &dy, t0, block);
-            finite = pack_rows(s->rows, KEYS, &q, t0, block);
-            finite = pack_rows(s->other_rows, KEYS, &dy, t0, block) && finite;
-            memset(s->query, 0, QUERIES * sizeof *s->query);
-            queries_of(a, s->b, h, t0, n, s->query);
-            packed = true;
-        }
-        keys_tile(s, h, t0, s0, r, m, each, all, finite);
     }
 }
 
+/* to[key,:] = factor * the sum of the chunks' parts, ascending: of those whose queries see some key near it. */
 static void
-keys_block(const struct ck_attention_bwd *a, size_t b, size_t g, size_t s0, size_t keys, float *scratch)
+fold(const struct ck_attention_bwd_keys *a, const ck_attention_place *at, const ck_array *to, size_t skip, span keys, float factor)
 {
-    state s = layout(a, b, g, CK_ATTENTION_KEY_BLOCK, scratch);
-    /* Keys past an item's length are not read, and get 0. */
-    const size_t length = s.rule.lengths != NULL ? (size_t)s.rule.lengths[b] : a->S;
-    const size_t there = length <= s0 ? 0 : length - s0 < keys ? length - s0 : keys;
-
-    memset(s.sum, 0, keys * s.width * sizeof *s.sum);
-    memset(s.other_sum, 0, keys * s.width * sizeof *s.other_sum);
-    pack_plain(s.own, rows_at(&a->k, b, g) + (ptrdiff_t)s0 * a->k.stride[2], a->k.stride[2], there, s.D);
-    pack_plain(s.other_own, rows_at(&a->v, b, g) + (ptrdiff_t)s0 * a->v.stride[2], a->v.stride[2], there, s.D);
-    for (size_t h = g * s.heads; h < (g + 1) * s.heads; h++)
-        for (size_t t0 = 0; t0 < a->T; t0 += QUERIES)
-            keys_with(&s, a, h, t0, a->T - t0 < QUERIES ? a->T - t0 : QUERIES, s0, there);
-    put_rows((char *)rows_at(&a->dk, b, g) + (ptrdiff_t)s0 * a->dk.stride[2], a->dk.stride[2], s.sum, keys, s.D, s.rule.scale);
-    put_rows((char *)rows_at(&a->dv, b, g) + (ptrdiff_t)s0 * a->dv.stride[2], a->dv.stride[2], s.other_sum, keys, s.D, 1.0f);
+    const struct ck_attention_bwd *of = &a->of;
+    const ck_attention_item *item = at->item;
+    const size_t D = of->D, width = wide(D), heads = of->H / of->G;
+    const rule u = RULE(of, item, at->b);
+    ck_attention_place chunk = *at;
+    span seen_by[CK_ATTENTION_CHUNKS];
+    for (size_t c = 0; c < at->blocks; c++) {
+        const span queries = queries_of(item, heads, c);
+        seen_by[c] = seen_by_some(&u, queries.from, queries.to - queries.from);
+    }
+    for (size_t s = keys.from; s < keys.to; s++) {
+        elem *row = (elem *)(rows_at(to, at->b, at->g) + (ptrdiff_t)((size_t)item->k + s) * to->stride[2]);
+        for (size_t d = 0; d < D; d += 16) {
+            v16 sum = v16_zero();
+            for (size_t c = 0; c < at->blocks; c++) {
+                if (s < seen_by[c].from || s >= seen_by[c].to)
+                    continue;
+                chunk.block = c;
+                const float *part = a->parts + ck_attention_part_at(&chunk, of->G, D) - a->base + skip + s * width;
+                sum = v16_add(sum, v16_load_f32(part + d, 16));
+            }
+            v16_store(row + d, v16_mul(sum, v16_splat(factor)), D - d);
+        }
+    }
 }
 
 CK_KERNEL(attention_bwd_keys)
 {
     const struct ck_attention_bwd *of = &a->of;
-    const size_t block = CK_ATTENTION_KEY_BLOCK, blocks = (of->S + block - 1) / block;
+    const ck_attention_plan *plan = (const ck_attention_plan *)of->plan;
     for (size_t i = task.begin; i < task.end; i++) {
-        const size_t s0 = i % blocks * block;
-        keys_block(of, i / blocks / of->G, i / blocks % of->G, s0, of->S - s0 < block ? of->S - s0 : block, task.scratch);
+        const size_t pair = a->first + i / a->blocks, b = pair / of->G, g = pair % of->G, s = i % a->blocks * CK_ATTENTION_FOLD;
+        const ck_attention_item *item = &plan->item[b];
+        const ck_attention_place at = {item, b, g, 0, (size_t)(item[1].block - item->block), 0};
+        const span keys = within((span){0, (size_t)item->rows}, s, CK_ATTENTION_FOLD), there = {keys.from + s, keys.to + s};
+        fold(a, &at, &of->dk, 0, there, (float)of->scale);
+        fold(a, &at, &of->dv, (size_t)item->S * wide(of->D), there, 1.0f);
     }
 }

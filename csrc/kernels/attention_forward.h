@@ -10,7 +10,7 @@
 typedef struct {
     rule rule;
     source k, v;                          /* of this item and kv head */
-    size_t D, width, g, heads, t0, n;     /* n queries from t0 of heads rows each; row = head * n + query */
+    size_t D, width, g, heads, t0, n;     /* n queries from t0 of heads rows each; row = query * heads + head */
     size_t rows, q_step;
     float *q;                             /* packed tiles; where rows are few plain, q_step apart */
     float *y, *max, *sum;                 /* [rows,width] [rows] [rows]: what the partitions so far gave */
@@ -28,8 +28,8 @@ exp_one(float x)
     return z[0];
 }
 
-static inline size_t head_of(const block *s, size_t r) { return s->g * s->heads + r / s->n; }
-static inline size_t query_of(const block *s, size_t r) { return s->t0 + r % s->n; }
+static inline size_t head_of(const block *s, size_t r) { return s->g * s->heads + r % s->heads; }
+static inline size_t query_of(const block *s, size_t r) { return s->t0 + r / s->heads; }
 
 /* Everything but the sources and the rows of q, from scratch of ck_attention_scratch(). */
 static inline block

@@ -235,6 +235,8 @@ static inline void
 inner_products(float *x, const float *left, const float *columns, size_t D, size_t rows, const span *tiles, span of)
 {
     const size_t last = wide(of.to) / 16;
+    if (D == 0)
+        memset(x, 0, rows * STEP * sizeof *x);
     const product o = {.c = x, .ldc = STEP, .b = columns, .panel = D * 16, .step = 16, .k = {0, D}, .chain = CHAIN, .fresh = true};
     for (size_t j = of.from / 16, n; j < last; j += n) {
         n = panels_from(j, last);

@@ -37,7 +37,8 @@
  * partitions of CK_ATTENTION_KEYS anchored at key 0, each with a maximum, a sum (16 lanes over s, then by halves) and a
  * weighted sum of v (a chain of fused multiply-adds for every CK_ATTENTION_TERMS keys, the chains added in order);
  * partitions in which the query sees nothing left out; the others merged ascending.  dq: such chains of keys from key 0,
- * added in order.  dk, dv: blocks of CK_ATTENTION_QUERIES queries from query 0, head by head, each a chain, added in order.
+ * added in order.  dk, dv: chains of CK_ATTENTION_TERMS of the rows of a block (ck_attention_queries), which are query by query
+ * the heads of a group; added in order over the blocks of a chunk (ck_attention_chunk), and the chunks in order.
  */
 #define CK_ARGS_attention_fwd(_)                \
     _(OUT,      elem,    y,          "B H T D") \
@@ -105,8 +106,10 @@ typedef struct {
     int64_t q, T;    /* its first row of q, y and their gradients, and how many it has */
     int64_t k, S;    /* the same of k and v; keys behind these are not read */
     int64_t offset;  /* position of query 0 */
+    int64_t rows;    /* rows of k, of which those from S on get gradients of 0 */
     int64_t stat;    /* head h, query t has its max, sum and lse at stat + h * (T of the call) + t */
-    int64_t block;   /* blocks of queries before it */
+    int64_t block;   /* blocks of queries before it; in backward, chunks */
+    int64_t part;    /* in backward, floats of the parts before it */
 } ck_attention_item;
 
 typedef struct {
@@ -114,11 +117,15 @@ typedef struct {
     ck_attention_item item[]; /* B, and one more whose `block` is their number */
 } ck_attention_plan;
 
-/* Fills in `block` of every item; T and what else belongs to it is there. */
-void ck_attention_count(ck_attention_plan *plan, size_t B, size_t heads);
+/* What heads and options of any attention must be. */
+ck_status ck_attention_refuse(size_t H, size_t G, int64_t left, int64_t right, double scale, double softcap);
 
-/* Forward on the items of a plan; offsets, lengths, q_offset, T and S of the call are not asked, but for what `stat` says. */
+/* A plan for B items, to be filled in but for `block` and `part`; NULL where there is no memory.  Give back `size` bytes of it. */
+ck_attention_plan *ck_attention_new_plan(size_t B, size_t *size);
+
+/* Attention on the items of a plan.  Offsets, lengths, q_offset and S of the call are not asked; T only for `stat`. */
 ck_status ck_attention_planned(const ck_kernels *k, const struct ck_attention_fwd *a, ck_attention_plan *plan);
+ck_status ck_attention_planned_bwd(const ck_kernels *k, const struct ck_attention_bwd *a, ck_attention_plan *plan);
 
 /* Where partitions are tasks: they leave [rows] maxima, [rows] sums and [rows,width] sums of v, and this merges them. */
 struct ck_attention_merge {
@@ -127,9 +134,24 @@ struct ck_attention_merge {
     size_t part; /* floats of one */
 };
 
-/* Its second pass, dk and dv, has the same arguments. */
+/*
+ * Backward: chunks of queries give dq, and what they add to dk and dv, [keys of the item, width] each, one behind the other; then
+ * the parts of each kv head are added.  Both for as many kv heads at a time as leave the parts small.
+ */
+struct ck_attention_bwd_queries {
+    struct ck_attention_bwd of;
+    float *parts;
+    double *sinks;  /* [chunks,heads] of the call, or NULL */
+    size_t first;   /* chunk */
+    int64_t base;   /* floats of the parts before it */
+};
+
 struct ck_attention_bwd_keys {
     struct ck_attention_bwd of;
+    const float *parts;
+    size_t first;   /* kv head, counted over items */
+    size_t blocks;  /* of CK_ATTENTION_FOLD keys */
+    int64_t base;
 };
 
 enum {
@@ -137,8 +159,8 @@ enum {
     CK_ATTENTION_TERMS = 64,      /* terms of a weighted sum of rows added one by one */
     CK_ATTENTION_KEYS = 256,      /* of a partition */
     CK_ATTENTION_STEP = CK_ATTENTION_KEYS + 16, /* from row to row of scores: they fall in different cache sets */
-    CK_ATTENTION_QUERIES = 64,    /* of a block in dk and dv */
-    CK_ATTENTION_KEY_BLOCK = 126, /* of a task of dk and dv: full tiles of six rows */
+    CK_ATTENTION_CHUNKS = 8,      /* of an item's queries, at most */
+    CK_ATTENTION_FOLD = 64,       /* keys of a task that adds the chunks' parts */
 };
 
 /*
@@ -180,12 +202,37 @@ ck_attention_scratch(size_t rows, size_t D)
     return (rows * (3 * width + 16 + CK_ATTENTION_STEP + 16) + 2 * keys + 64) * sizeof(float);
 }
 
-/* Bytes of scratch for a block of `rows` rows of backward: eight of its own rows each, four packs of a partition, scores of a tile. */
+/* Queries of a chunk: whole blocks, two or more. */
+static inline size_t
+ck_attention_chunk(size_t heads, size_t T)
+{
+    const size_t queries = ck_attention_queries(heads, T), blocks = queries != 0 ? (T + queries - 1) / queries : 0;
+    const size_t most = (blocks + 1) / 2, chunks = most < CK_ATTENTION_CHUNKS ? most : CK_ATTENTION_CHUNKS;
+    return chunks != 0 ? (blocks + chunks - 1) / chunks * queries : 0;
+}
+
+/* A chunk's number among all of the call. */
+static inline size_t
+ck_attention_number(const ck_attention_place *at, size_t G)
+{
+    return (size_t)at->item->block * G + at->g * at->blocks + at->block;
+}
+
+/* Where its parts begin, and the floats of one chunk. */
+static inline size_t ck_attention_floats(const ck_attention_item *item, size_t D) { return 2 * (size_t)item->S * ((D + 15) / 16 * 16); }
+
+static inline int64_t
+ck_attention_part_at(const ck_attention_place *at, size_t G, size_t D)
+{
+    (void)G;
+    return at->item->part + (int64_t)((at->g * at->blocks + at->block) * ck_attention_floats(at->item, D));
+}
+
 static inline size_t
 ck_attention_bwd_scratch(size_t rows, size_t D)
 {
     const size_t width = (D + 15) / 16 * 16;
-    return (rows * (4 * width + 16) + 4 * CK_ATTENTION_KEYS * width + 6 * (4 * CK_ATTENTION_KEYS + 2 * width) + 1024) * sizeof(float);
+    return (rows * (5 * width + 32 + 3 * CK_ATTENTION_STEP + 32) + 2 * CK_ATTENTION_KEYS * width + 64) * sizeof(float);
 }
 
 /* Floats that a partition leaves for the merge. */

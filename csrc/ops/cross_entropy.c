@@ -7,8 +7,8 @@
 
 #include <math.h>
 
-static ck_status
-check_targets(const ck_array *target, int64_t ignore_index, size_t R, size_t V, size_t *counted)
+ck_status
+ck_count_targets(const ck_array *target, int64_t ignore_index, size_t R, size_t V, const char *of, size_t *counted)
 {
     *counted = 0;
     for (size_t r = 0; r < R; r++) {
@@ -16,15 +16,15 @@ check_targets(const ck_array *target, int64_t ignore_index, size_t R, size_t V, 
         if (t == ignore_index)
             continue;
         if (t < 0 || (uint64_t)t >= V)
-            return ck_refuse(CK_BAD_INDEX, "'target' holds %lld at position %zu, and 'logits' has classes 0 to %lld",
-                             (long long)t, r, (long long)V - 1);
+            return ck_refuse(CK_BAD_INDEX, "'target' holds %lld at position %zu, and '%s' has classes 0 to %lld",
+                             (long long)t, r, of, (long long)V - 1);
         ++*counted;
     }
     return CK_OK;
 }
 
-static ck_status
-check_options(double label_smoothing, double z_loss, double softcap)
+ck_status
+ck_refuse_loss_options(double label_smoothing, double z_loss, double softcap)
 {
     if (!(label_smoothing >= 0 && label_smoothing <= 1))
         return ck_refuse(CK_BAD_VALUE, "'label_smoothing' must be 0 to 1, not %g", label_smoothing);
@@ -38,9 +38,9 @@ check_options(double label_smoothing, double z_loss, double softcap)
 CK_RUN(cross_entropy_fwd)
 {
     size_t counted;
-    ck_status status = check_options(a->label_smoothing, a->z_loss, a->softcap);
+    ck_status status = ck_refuse_loss_options(a->label_smoothing, a->z_loss, a->softcap);
     if (status == CK_OK)
-        status = check_targets(&a->target, a->ignore_index, a->R, a->V, &counted);
+        status = ck_count_targets(&a->target, a->ignore_index, a->R, a->V, "logits", &counted);
     if (status != CK_OK)
         return status;
 
@@ -57,9 +57,9 @@ CK_RUN(cross_entropy_fwd)
 CK_RUN(cross_entropy_bwd)
 {
     size_t counted;
-    ck_status status = check_options(a->label_smoothing, a->z_loss, a->softcap);
+    ck_status status = ck_refuse_loss_options(a->label_smoothing, a->z_loss, a->softcap);
     if (status == CK_OK)
-        status = check_targets(&a->target, a->ignore_index, a->R, a->V, &counted);
+        status = ck_count_targets(&a->target, a->ignore_index, a->R, a->V, "logits", &counted);
     if (status != CK_OK)
         return status;
     double share = a->mean ? 1 / (double)counted : 1;

@@ -56,6 +56,10 @@ CK_DECLARE(cross_entropy_fwd)
     _(SIZE,     size_t, V,               "")
 CK_DECLARE(cross_entropy_bwd)
 
+/* How many rows count; CK_BAD_INDEX where a target is no class of `of`, the argument that has V of them. */
+ck_status ck_count_targets(const ck_array *target, int64_t ignore_index, size_t R, size_t V, const char *of, size_t *counted);
+ck_status ck_refuse_loss_options(double label_smoothing, double z_loss, double softcap);
+
 /* A forward task's work is a double, the sum of the losses of its rows, or a ck_pieces where V is more than CK_PIECE.  A
  * backward task's is shared: a double to multiply dloss with, 1 over the number of counted rows where `mean`. */
 #endif

@@ -28,6 +28,9 @@ CK_RUN(gemm)
     ck_sgemm *const sgemm = ck_blas_chosen(); /* once: another thread may choose anew meanwhile */
     if (a->K != 0 && sgemm != NULL && k->dtype == CK_F32 && strcmp(k->isa, "reference") != 0)
         return ck_gemm_blas(k, a, sgemm);
+    const ck_part_products *const parts = ck_gemm_parts(k, a);
+    if (parts != NULL)
+        return ck_gemm_tiles(k, a, parts);
     cut(&cuts);
 
     const size_t tasks = a->B * ck_blocks(a->M, cuts.rows) * ck_blocks(a->N, cuts.columns);

@@ -9,7 +9,9 @@
 #include "ops/embedding.h"
 #include "ops/gemm.h"
 #include "ops/gemm_pack.h"
+#include "ops/gemm_tiles.h"
 #include "ops/attention.h"
+#include "ops/attention_varlen.h"
 #include "ops/clip_grad_norm.h"
 #include "ops/glu.h"
 #include "ops/kl_div.h"
@@ -18,6 +20,7 @@
 #include "ops/l2_norm.h"
 #include "ops/layer_norm.h"
 #include "ops/linear.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/linear_dz.h"
 #include "ops/log_softmax.h"
 #include "ops/matmul.h"
@@ -40,10 +43,17 @@ enum {
     CK_KERNELS
 };
 
+enum {
+#define CK_TILED(op) CK_TILES_##op,
+#include "tiles.def"
+    CK_TILES_KERNELS
+};
+
 struct ck_kernels {
     const char *isa;
     ck_dtype dtype;
     ck_kernel *kernel[CK_KERNELS];
+    ck_kernel *tiles[CK_TILES_KERNELS]; /* NULL: no matrix unit for this dtype */
 };
 
 /* Inside CK_RUN: the kernel in use. */

@@ -9,10 +9,7 @@ at(const ck_array *x, size_t b, size_t i, size_t j)
     return ck_row(x, (b * x->size[1] + i) * x->size[2] + j);
 }
 
-/* Whether key s is within reach of query t of item b; its mask is another matter. */
-#define IN_REACH(a, b, t, s) in_reach((a)->offsets ? (a)->offsets[b] + (int64_t)(t) : (a)->q_offset + (int64_t)(t), \
-    (int64_t)(s), (a)->lengths ? (a)->lengths[b] : (int64_t)(a)->S, (a)->causal, (a)->left, (a)->right)
-
+/* Whether a key is within reach of a query at p; its mask is another matter. */
 static bool
 in_reach(int64_t p, int64_t s, int64_t length, int causal, int64_t left, int64_t right)
 {
@@ -125,98 +122,114 @@ CK_KERNEL(attention_merge)
     (void)task;
 }
 
-/* dot[t] */
-static double
-dot_of(const struct ck_attention_bwd *a, size_t b, size_t h, size_t t)
+/* ---- backward ---- */
+
+/* One query: where it stands, and dot[t]. */
+typedef struct {
+    const struct ck_attention_bwd *a;
+    const ck_attention_item *item;
+    size_t b, h, t, row, stat; /* row of the call's, and place of its statistics */
+    double dot;
+} query;
+
+static query
+query_of(const struct ck_attention_bwd *a, const ck_attention_item *item, size_t b, size_t h, size_t t)
 {
-    const elem *dy = at(&a->dy, b, h, t), *y = at(&a->y, b, h, t);
-    double dot = a->dlse ? -a->dlse[(b * a->H + h) * a->T + t] : 0;
+    query x = {a, item, b, h, t, (b * a->H + h) * a->T + t, item->stat + h * a->T + t, 0};
+    const elem *dy = at(&a->dy, b, h, item->q + t), *y = at(&a->y, b, h, item->q + t);
+    x.dot = a->dlse ? -a->dlse[x.stat] : 0;
     for (size_t d = 0; d < a->D; d++)
-        dot += get(&dy[d]) * get(&y[d]);
-    return dot;
+        x.dot += get(&dy[d]) * get(&y[d]);
+    return x;
 }
 
 /* p[t,s] and dx[t,s], the latter by scale * q.k; both 0 where the key is not seen. */
 static void
-weights(const struct ck_attention_bwd *a, const ck_array *mask, size_t b, size_t h, size_t t, size_t s, double dot,
-        double *p, double *dx)
+weights(const query *x, int64_t s, double *p, double *dx)
 {
-    const size_t g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t;
-    const elem *dy = at(&a->dy, b, h, t), *v = at(&a->v, b, g, s);
-    const elem *q = at(&a->q, b, h, t), *k = at(&a->k, b, g, s);
-    double slope = 1, x = -INFINITY, dp = 0, product = 0;
+    const struct ck_attention_bwd *a = x->a;
+    const ck_array mask = rows_of(a->attn_mask);
+    const size_t g = x->h / (a->H / a->G);
+    const elem *dy = at(&a->dy, x->b, x->h, x->item->q + x->t), *v = at(&a->v, x->b, g, x->item->k + s);
+    const elem *q = at(&a->q, x->b, x->h, x->item->q + x->t), *k = at(&a->k, x->b, g, x->item->k + s);
+    double slope = 1, z = -INFINITY, dp = 0, dot = 0;
 
     *p = *dx = 0;
     for (size_t d = 0; d < a->D; d++)
-        product += get(&q[d]) * get(&k[d]);
-    if (IN_REACH(a, b, t, s))
-        x = score(product, a->scale, a->softcap, mask, row, s, &slope);
-    if (x == -INFINITY)
+        dot += get(&q[d]) * get(&k[d]);
+    if (in_reach(x->item->offset + (int64_t)x->t, s, x->item->S, a->causal, a->left, a->right))
+        z = score(dot, a->scale, a->softcap, &mask, x->row, s, &slope);
+    if (z == -INFINITY)
         return;
     for (size_t d = 0; d < a->D; d++)
         dp += get(&dy[d]) * get(&v[d]);
-    *p = exp(x - a->max[row]) / a->sum[row];
-    *dx = *p * (dp - dot) * slope;
+    *p = exp(z - a->max[x->stat]) / a->sum[x->stat];
+    *dx = *p * (dp - x->dot) * slope;
 }
 
 /* dq of one query */
 static void
-backward(const struct ck_attention_bwd *a, const ck_array *mask, size_t b, size_t h, size_t t, double *dq)
+backward(const query *x, double *dq)
 {
-    const double dot = dot_of(a, b, h, t);
+    const struct ck_attention_bwd *a = x->a;
     double p, dx;
     for (size_t d = 0; d < a->D; d++)
         dq[d] = 0;
-    for (size_t s = 0; s < a->S; s++) {
-        weights(a, mask, b, h, t, s, dot, &p, &dx);
+    for (int64_t s = 0; s < x->item->S; s++) {
+        weights(x, s, &p, &dx);
         for (size_t d = 0; dx != 0 && d < a->D; d++)
-            dq[d] += dx * get(&at(&a->k, b, h / (a->H / a->G), s)[d]);
+            dq[d] += dx * get(&at(&a->k, x->b, x->h / (a->H / a->G), x->item->k + s)[d]);
     }
     for (size_t d = 0; d < a->D; d++)
-        set(&((elem *)at(&a->dq, b, h, t))[d], dq[d] * a->scale);
+        set(&((elem *)at(&a->dq, x->b, x->h, x->item->q + x->t))[d], dq[d] * a->scale);
 }
 
-CK_KERNEL(attention_bwd)
+CK_KERNEL(attention_bwd_queries)
 {
-    const size_t heads = a->H / a->G, queries = ck_attention_queries(heads, a->T), blocks = (a->T + queries - 1) / queries;
-    const ck_array mask = rows_of(a->attn_mask);
-    for (size_t i = task.begin; i < task.end; i++)
+    const struct ck_attention_bwd *of = &a->of;
+    const size_t heads = of->H / of->G;
+    for (size_t i = task.begin; i < task.end; i++) {
+        const ck_attention_place place = ck_attention_find((const ck_attention_plan *)of->plan, of->B, of->G, a->first + i);
+        const size_t T = place.item->T, n = ck_attention_chunk(heads, T);
         for (size_t j = 0; j < heads; j++) {
-            const size_t b = i / blocks / a->G, h = i / blocks % a->G * heads + j;
             double sink = 0;
-            for (size_t t = i % blocks * queries; t < a->T && t < (i % blocks + 1) * queries; t++) {
-                const size_t row = (b * a->H + h) * a->T + t;
-                backward(a, &mask, b, h, t, task.scratch);
-                if (a->dsinks && a->sum[row] != 0)
-                    sink -= exp(a->sinks[h] - a->max[row]) / a->sum[row] * dot_of(a, b, h, t);
+            for (size_t t = place.block * n; t < T && t < (place.block + 1) * n; t++) {
+                const query x = query_of(of, place.item, place.b, place.g * heads + j, t);
+                backward(&x, task.scratch);
+                if (a->sinks && of->sum[x.stat] != 0)
+                    sink -= exp(of->sinks[x.h] - of->max[x.stat]) / of->sum[x.stat] * x.dot;
             }
-            if (a->dsinks)
-                ((float *)task.work)[j] = (float)sink;
+            if (a->sinks)
+                a->sinks[ck_attention_number(&place, of->G) * heads + j] = sink;
         }
+    }
 }
 
+/* All at once: the chunks have left no parts here. */
 CK_KERNEL(attention_bwd_keys)
 {
     const struct ck_attention_bwd *of = &a->of;
-    const size_t D = of->D, blocks = (of->S + CK_ATTENTION_KEY_BLOCK - 1) / CK_ATTENTION_KEY_BLOCK;
-    const ck_array mask = rows_of(of->attn_mask);
+    const size_t D = of->D, heads = of->H / of->G;
     double *dk = task.scratch, *dv = dk + D, p, dx;
 
     for (size_t i = task.begin; i < task.end; i++) {
-        const size_t b = i / blocks / of->G, g = i / blocks % of->G, heads = of->H / of->G;
-        for (size_t s = i % blocks * CK_ATTENTION_KEY_BLOCK; s < of->S && s < (i % blocks + 1) * CK_ATTENTION_KEY_BLOCK; s++) {
+        const size_t b = (a->first + i / a->blocks) / of->G, g = (a->first + i / a->blocks) % of->G;
+        const int64_t s0 = i % a->blocks * CK_ATTENTION_FOLD;
+        const ck_attention_item *item = (const ck_attention_item *)((const ck_attention_plan *)of->plan)->item + b;
+        for (int64_t s = s0; s < item->rows && s < s0 + CK_ATTENTION_FOLD; s++) {
             memset(dk, 0, 2 * D * sizeof *dk);
             for (size_t h = g * heads; h < (g + 1) * heads; h++)
-                for (size_t t = 0; t < of->T; t++) {
-                    weights(of, &mask, b, h, t, s, dot_of(of, b, h, t), &p, &dx);
+                for (int64_t t = 0; t < item->T; t++) {
+                    const query x = query_of(of, item, b, h, t);
+                    weights(&x, s, &p, &dx);
                     for (size_t d = 0; d < D; d++) {
-                        dk[d] += dx != 0 ? dx * get(&at(&of->q, b, h, t)[d]) : 0;
-                        dv[d] += p != 0 ? p * get(&at(&of->dy, b, h, t)[d]) : 0;
+                        dk[d] += dx != 0 ? dx * get(&at(&of->q, b, h, item->q + t)[d]) : 0;
+                        dv[d] += p != 0 ? p * get(&at(&of->dy, b, h, item->q + t)[d]) : 0;
                     }
                 }
             for (size_t d = 0; d < D; d++) {
-                set(&((elem *)at(&of->dk, b, g, s))[d], dk[d] * of->scale);
-                set(&((elem *)at(&of->dv, b, g, s))[d], dv[d]);
+                set(&((elem *)at(&of->dk, b, g, item->k + s))[d], dk[d] * of->scale);
+                set(&((elem *)at(&of->dv, b, g, item->k + s))[d], dv[d]);
             }
         }
     }

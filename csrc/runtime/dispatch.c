@@ -1,4 +1,5 @@
 #include "runtime/dispatch.h"
+#include "runtime/amx.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -29,9 +30,11 @@ look(void)
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
-#define CK_ISA_ROW(isa, lacks)                                                                              \
+#define CK_SET(isa, lacks, model)                                                                           \
     isas[n++] = (ck_isa){#isa, (lacks), {[CK_F32] = &ck_kernels_f32_##isa, [CK_BF16] = &ck_kernels_bf16_##isa, \
-                                         [CK_F16] = &ck_kernels_f16_##isa}};
+                                         [CK_F16] = &ck_kernels_f16_##isa}, (model)};
+#define CK_ISA_ROW(isa, lacks) CK_SET(isa, lacks, false)
+#define CK_ISA_MODEL(isa, lacks) CK_SET(isa, lacks, true)
 #include "isa.def"
 }
 
@@ -47,7 +50,7 @@ const ck_isa *
 ck_isa_named(const char *name)
 {
     for (const ck_isa *isa = ck_isas(); isa->name; isa++)
-        if (isa->lacking == NULL && (name == NULL || strcmp(isa->name, name) == 0))
+        if (isa->lacking == NULL && (name == NULL ? !isa->model : strcmp(isa->name, name) == 0))
             return isa;
     return NULL;
 }

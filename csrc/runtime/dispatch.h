@@ -7,12 +7,13 @@ typedef struct {
     const char *name;
     const char *lacking;              /* why this CPU cannot run it; NULL when it can */
     const ck_kernels *of[CK_DTYPES];
+    bool model;                       /* of hardware that may not be here: for tests */
 } ck_isa;
 
-/* What this build has, best first; ends with a NULL name. */
+/* What this build has, best first, models among them; ends with a NULL name. */
 const ck_isa *ck_isas(void);
 
-/* The set of that name that this CPU can run, or NULL; a NULL name is the best one. */
+/* The set of that name that this CPU can run, or NULL; a NULL name is the best one, and no model. */
 const ck_isa *ck_isa_named(const char *name);
 
 /* Its kernels for a dtype, or NULL. */

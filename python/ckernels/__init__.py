@@ -6,7 +6,7 @@ Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` 
 import importlib
 
 from ckernels.kv import KVCache, PagedKVCache, kv_append_batched, kv_dequantize, kv_quantize
-from ckernels.matmul_backend import get_matmul_backend, set_matmul_backend
+from ckernels.matmul_backend import get_matmul_backend, get_matmul_precision, set_matmul_backend, set_matmul_precision
 from ckernels.ops.activation import (
     relu,
     relu_backward,
@@ -34,6 +34,7 @@ from ckernels.ops.attention import (
     scaled_dot_product_attention_backward,
     scaled_dot_product_attention_forward,
 )
+from ckernels.ops.attention_varlen import attention_varlen, attention_varlen_backward, attention_varlen_forward
 from ckernels.ops.cross_entropy import cross_entropy, cross_entropy_backward, cross_entropy_forward
 from ckernels.ops.embedding import embedding, embedding_backward, embedding_forward
 from ckernels.ops.gelu import gelu, gelu_backward, gelu_forward
@@ -63,6 +64,12 @@ from ckernels.ops.kl_div import kl_div, kl_div_backward, kl_div_forward
 from ckernels.ops.l2_norm import l2_norm, l2_norm_backward, l2_norm_forward
 from ckernels.ops.layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from ckernels.ops.linear import linear, linear_backward, linear_forward
+from ckernels.ops.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+    linear_cross_entropy_grads,
+)
 from ckernels.ops.log_softmax import log_softmax, log_softmax_backward, log_softmax_forward
 from ckernels.ops.matmul import matmul, matmul_backward, matmul_forward
 from ckernels.ops.mrope import mrope, mrope_backward, mrope_forward
@@ -92,10 +99,14 @@ __all__ = [
     "add_rms_norm", "add_rms_norm_forward", "add_rms_norm_backward",
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",
     "matmul", "matmul_forward", "matmul_backward", "get_matmul_backend", "set_matmul_backend",
+    "get_matmul_precision", "set_matmul_precision",
     "attention", "attention_backward", "attention_forward",
+    "attention_varlen", "attention_varlen_backward", "attention_varlen_forward",
     "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
     "empty", "empty_cache", "get_num_threads", "isa", "isas", "memory_stats", "set_num_threads", "use",
     "cross_entropy", "cross_entropy_forward", "cross_entropy_backward",
+    "linear_cross_entropy", "linear_cross_entropy_forward", "linear_cross_entropy_backward",
+    "linear_cross_entropy_grads",
     "mse_loss", "mse_loss_forward", "mse_loss_backward",
     "kl_div", "kl_div_forward", "kl_div_backward",
     "embedding", "embedding_forward", "embedding_backward",

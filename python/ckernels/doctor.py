@@ -30,7 +30,10 @@ def show_config(stream=None):
         print(line, file=stream)
     for isa, what in facts["lacking"].items():
         print(f"  {isa}: built, but this CPU lacks {what}", file=stream)
-    print("  amx: not in this build", file=stream)
+    if "amx" not in (*facts["isas"], *facts["lacking"]):
+        print("  amx: not in this build", file=stream)
+    only = "" if facts["isa"].startswith("amx") else "; another setting changes nothing without AMX"
+    print(f"float32 products: {facts['precision']}{only}", file=stream)
     print(f"CUDA: {facts['cuda'] or 'no: this build has no CUDA kernels'}", file=stream)
     for extra, packages in _EXTRAS.items():
         lacking = [p for p in packages if not _has(p)]

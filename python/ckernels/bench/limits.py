@@ -10,7 +10,7 @@ from ckernels import _ck
 
 from .timing import seconds_of
 
-__all__ = ["LIMITS", "fma", "measure", "memory"]
+__all__ = ["LIMITS", "amx", "arithmetic", "fma", "measure", "memory"]
 
 _ROW = 65536  # elements a task: what one thread takes at a time
 _ROWS = 512  # of the source: 128 MiB, more than the caches hold
@@ -74,6 +74,20 @@ def fma():
     return {"fma": (lambda unused: _ck.probe_fma(sums, n), 2 * 128 * n * blocks)}
 
 
+def amx():
+    """Make the call that multiplies tiles of bfloat16 alone; as :func:`fma`, but empty without a matrix unit."""
+    blocks, n = 8 * ck.get_num_threads(), 4096
+    sums = np.empty(blocks, np.float32)
+    if np.isnan(_ck.probe_amx(sums, 0)).any():
+        return {}
+    return {"amx": (lambda unused: _ck.probe_amx(sums, n), 2 * 4 * 8192 * n * blocks)}
+
+
+def arithmetic(dtype):
+    """Make the call that shows the most operations that products of a dtype may have: AMX or multiply-adds."""
+    return (amx() if dtype == "bfloat16" else {}) or fma()
+
+
 def measure(times=7):
     """Measure every limit once, on arrays larger than the caches.
 
@@ -81,12 +95,13 @@ def measure(times=7):
     -------
     dict of str to float
         Bytes (or operations) a second, read and written, of each way; and of NumPy's copy by one thread, for
-        comparison: it is no limit.
+        comparison: it is no limit.  "amx" is None without a matrix unit.
     """
     calls = {}
     for limit, (share, _) in LIMITS.items():
         calls.update(memory(limit, 64 << 20) if share else fma())
-    rates = {}
+    calls.update(amx())
+    rates = {"amx": None}
     for way, (call, work) in calls.items():
         call(None)
         rates[way] = work / min(seconds_of(call, None) for _ in range(times))

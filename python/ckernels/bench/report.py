@@ -67,10 +67,11 @@ def row(line):
 
 def limits_text(rates):
     """Write what the machine can do at most."""
-    names = [name for name in rates if name != "fma"]
+    names = [name for name in rates if name not in ("fma", "amx")]
+    tiles = "not measured" if rates["amx"] is None else f"{rates['amx'] / 1e9:.0f} GF/s"
     return (
         "limits: " + ", ".join(f"{name} {rates[name] / 1e9:.1f}" for name in names) + " GB/s; "
-        f"fused multiply-adds {rates['fma'] / 1e9:.0f} GF/s"
+        f"fused multiply-adds {rates['fma'] / 1e9:.0f} GF/s; AMX, bfloat16: {tiles}"
     )
 
 

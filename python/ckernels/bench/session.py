@@ -148,7 +148,8 @@ def measure(case, dtype, isas, seconds):
         if case.ours_out and case.theirs_out:
             calls["ours out"], others["torch out"] = (_chooser(best), case.ours_out), case.theirs_out
     calls.update({name: (_chooser(best), call) for name, call in others.items()})
-    probes = limits.fma() if case.flops else limits.memory(case.limit, moved) if moved >= _TINY else {}
+    with ck.use(best):
+        probes = limits.arithmetic(dtype) if case.flops else limits.memory(case.limit, moved) if moved >= _TINY else {}
     calls.update({("limit", way): (_chooser(best), call) for way, (call, _) in probes.items()})
     times = dict(zip(calls, timing.alternate(list(calls.values()), made, seconds), strict=True))
     # Seconds that the limit takes for a byte (or an operation), turn by turn: of the faster way.
@@ -161,7 +162,8 @@ def _line(case, dtype, isa, way, times, limit, hidden, best):
     own = times["ours", isa, way]
     work = case.flops or case.moved(dtype)
     line = report.Line(case.op, case.case, dtype, isa, way, ck.get_num_threads(), min(own), statistics.median(own))
-    line.unit, line.rate, line.limit_name = "GF/s" if case.flops else "GB/s", work / min(own) / 1e9, case.limit
+    line.unit, line.rate = "GF/s" if case.flops else "GB/s", work / min(own) / 1e9
+    line.limit_name = "amx" if ("limit", "amx") in times else case.limit
     if limit:
         line.limit, line.limit_median = timing.ratios([t / work for t in own], limit)
     line.hidden = hidden if best else None

@@ -40,61 +40,61 @@ class Gradients(NamedTuple):
     sinks: np.ndarray | None = None
 
 
-def _side(value):
+def _side(name, value):
     """Return one side of a window as the kernel takes it: -1 is open."""
     if value is None:
         return -1
     try:
         side = operator.index(value)
     except TypeError:
-        raise TypeError(f"{_NAME}(): 'window' must hold integers or None, not {type(value).__name__}") from None
+        raise TypeError(f"{name}(): 'window' must hold integers or None, not {type(value).__name__}") from None
     if side < 0:
-        raise ValueError(f"{_NAME}(): 'window' must hold integers of at least 0, or None for an open side, not {side}")
+        raise ValueError(f"{name}(): 'window' must hold integers of at least 0, or None for an open side, not {side}")
     return min(side, 2**62)
 
 
-def _positions(q_offset, batch):
+def _positions(name, q_offset, batch):
     """Return (offset of all items, offsets [B] or None); ``batch`` is (B,), or () where q is no array."""
     if isinstance(q_offset, (list, tuple)):
         try:
             q_offset = np.asarray(q_offset, None if len(q_offset) else np.int64)
         except ValueError:
-            raise ValueError(f"{_NAME}(): 'q_offset' must be an integer or integers [B], not {q_offset!r}") from None
+            raise ValueError(f"{name}(): 'q_offset' must be an integer or integers [B], not {q_offset!r}") from None
     if np.ndim(q_offset) == 0:
         try:
             return operator.index(q_offset), None
         except TypeError:
             raise TypeError(
-                f"{_NAME}(): 'q_offset' must be an integer or integers [B], not {type(q_offset).__name__}"
+                f"{name}(): 'q_offset' must be an integer or integers [B], not {type(q_offset).__name__}"
             ) from None
     offsets = np.asarray(q_offset)
     if offsets.dtype.kind not in "iu":
-        raise TypeError(f"{_NAME}(): 'q_offset' must be an integer or integers [B], not {offsets.dtype}")
+        raise TypeError(f"{name}(): 'q_offset' must be an integer or integers [B], not {offsets.dtype}")
     if batch and offsets.shape != batch:
-        raise ValueError(f"{_NAME}(): 'q_offset' of shape {offsets.shape} does not fit [B], where B={batch[0]}")
+        raise ValueError(f"{name}(): 'q_offset' of shape {offsets.shape} does not fit [B], where B={batch[0]}")
     if offsets.dtype == np.uint64 and offsets.size and offsets.max() > np.iinfo(np.int64).max:
-        raise OverflowError(f"{_NAME}(): 'q_offset' does not fit 64 bits")
+        raise OverflowError(f"{name}(): 'q_offset' does not fit 64 bits")
     return 0, np.ascontiguousarray(offsets, np.int64)
 
 
-def _options(q, is_causal, scale, q_offset, window, softcap, lengths=None):
+def options_of(name, q, is_causal, scale, q_offset, window, softcap, lengths=None):
     """Return the kernel's arguments from ``offsets`` on."""
     if window is None:
         window = None, None
     elif not isinstance(window, (tuple, list)) or len(window) != 2:
-        raise TypeError(f"{_NAME}(): 'window' must be (left, right) or None, not {window!r}")
+        raise TypeError(f"{name}(): 'window' must be (left, right) or None, not {window!r}")
     shape = tuple(getattr(q, "shape", ()))
     if scale is None:
         scale = 1 / math.sqrt(shape[-1]) if shape and shape[-1] else 1.0
     if softcap is None:
         softcap = 0.0
     elif isinstance(softcap, (str, bytes)) or np.ndim(softcap):
-        raise TypeError(f"{_NAME}(): 'softcap' must be a number or None, not {softcap!r}")
+        raise TypeError(f"{name}(): 'softcap' must be a number or None, not {softcap!r}")
     elif not softcap > 0:
-        raise ValueError(f"{_NAME}(): 'softcap' must be above 0, or None, not {softcap}")
-    is_causal = flag(_NAME, "is_causal", is_causal)
-    offset, offsets = _positions(q_offset, shape[:1])
-    return offsets, lengths, offset, _side(window[0]), _side(window[1]), is_causal, scale, softcap
+        raise ValueError(f"{name}(): 'softcap' must be above 0, or None, not {softcap}")
+    is_causal = flag(name, "is_causal", is_causal)
+    offset, offsets = _positions(name, q_offset, shape[:1])
+    return offsets, lengths, offset, _side(name, window[0]), _side(name, window[1]), is_causal, scale, softcap
 
 
 def scaled_dot_product_attention(
@@ -157,7 +157,7 @@ def scaled_dot_product_attention(
     array([[[[2., 4.]]]], dtype=float32)
     """
     return_lse = flag(_NAME, "return_lse", return_lse)
-    options = _options(q, is_causal, scale, q_offset, window, softcap)
+    options = options_of(_NAME, q, is_causal, scale, q_offset, window, softcap)
     y, _, _, lse = _ck.attention_fwd(out, None, None, True if return_lse else None, q, k, v, attn_mask, sinks, *options)
     return (y, lse) if return_lse else y
 
@@ -176,7 +176,7 @@ def scaled_dot_product_attention_forward(
         Refers to the inputs and to ``y``: do not overwrite them before backward.
     """
     return_lse = flag(_NAME, "return_lse", return_lse)
-    options = _options(q, is_causal, scale, q_offset, window, softcap)
+    options = options_of(_NAME, q, is_causal, scale, q_offset, window, softcap)
     y, peak, total, lse = _ck.attention_fwd(
         out, True, True, True if return_lse else None, q, k, v, attn_mask, sinks, *options
     )
@@ -259,7 +259,7 @@ def attend_cache(q, keys, values, offsets, lengths, *, scale=None, window=None, 
     -------
     float32 [B, H, T, D]
     """
-    options = _options(q, True, scale, offsets, window, softcap, lengths)
+    options = options_of(_NAME, q, True, scale, offsets, window, softcap, lengths)
     return _ck.attention_fwd(out, None, None, None, q, keys, values, None, sinks, *options)[0]
 
 

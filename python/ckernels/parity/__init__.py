@@ -4,6 +4,19 @@ Importing this package needs NumPy alone. The levels that use PyTorch import it 
 """
 
 from .compare import Report, Verdict, assert_parity, compare
+from .diagnose import Diagnosis, diagnose
+from .diff import Diff, diff
 from .trace import Trace, trace_torch
 
-__all__ = ["Report", "Trace", "Verdict", "assert_parity", "compare", "trace_torch"]
+__all__ = [
+    "Diagnosis",
+    "Diff",
+    "Report",
+    "Trace",
+    "Verdict",
+    "assert_parity",
+    "compare",
+    "diagnose",
+    "diff",
+    "trace_torch",
+]

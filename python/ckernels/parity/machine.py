@@ -47,8 +47,8 @@ def machine():
     -------
     dict
         Plain strings, numbers, lists and None: ``ckernels``, ``cpu``, ``cpus``, ``threads``, ``isa``, ``isas``,
-        ``lacking``, ``compiler``, ``matmul``, ``blas``, ``blas_lacking``, ``cuda``, ``python``, ``numpy``, ``torch``,
-        ``transformers``, ``platform``.
+        ``lacking``, ``compiler``, ``matmul``, ``precision``, ``blas``, ``blas_lacking``, ``cuda``, ``python``,
+        ``numpy``, ``torch``, ``transformers``, ``platform``.
     """
     ck = importlib.import_module("ckernels")
     info, (blas_name, blas_lacking) = build_info(), blas()
@@ -63,6 +63,7 @@ def machine():
         "lacking": {isa: why for isa, why in info.get("lacking", {}).items() if why},
         "compiler": info.get("compiler"),
         "matmul": ck.get_matmul_backend() if hasattr(ck, "get_matmul_backend") else None,
+        "precision": ck.get_matmul_precision(),
         "blas": blas_name,
         "blas_lacking": blas_lacking,
         "cuda": info.get("cuda"),

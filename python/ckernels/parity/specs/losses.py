@@ -56,6 +56,46 @@ CROSS_ENTROPY = family(
 )
 
 
+def _hidden_inputs(rng, R, C, V, *, scale=3.0, **options):
+    given = _loss_inputs(rng, R, 1, **options)
+    del given["logits"]
+    ignored = given["target"] == given.get("ignore_index", -100)
+    given["target"] = np.where(ignored, given["target"], rng.integers(0, V, R))
+    return {"x": normal(rng, R, C, scale=scale), "weight": normal(rng, V, C, scale=C**-0.5), **given}
+
+
+def _linear_cross_entropy_formula(torch, x, weight, target, **options):
+    return _cross_entropy_formula(torch, torch.nn.functional.linear(x, weight), target, **options)
+
+
+def _linear_cross_entropy_eager(torch, x, weight, target, **options):
+    return _cross_entropy_eager(torch, torch.nn.functional.linear(x, weight), target, **options)
+
+
+LINEAR_CROSS_ENTROPY = family(
+    "linear_cross_entropy",
+    [
+        Probe("mean, three ignored", lambda r: _hidden_inputs(r, 13, 33, 49, ignored=3), quick=True),
+        Probe("none", lambda r: _hidden_inputs(r, 7, 64, 97, ignored=2, reduction="none"), quick=True),
+        Probe(
+            "sum, ignore_index 5", lambda r: _hidden_inputs(r, 11, 17, 33, ignored=4, ignore_index=5, reduction="sum")
+        ),
+        Probe("logits of ±200", lambda r: _hidden_inputs(r, 9, 80, 65, scale=100.0, reduction="none")),
+        Probe("three blocks of classes", lambda r: _hidden_inputs(r, 5, 96, 4133)),
+        Probe("two blocks of rows", lambda r: _hidden_inputs(r, 259, 31, 67, ignored=11), quick=True),
+        Probe(
+            "every option",
+            lambda r: _hidden_inputs(r, 19, 40, 2051, scale=9.0, label_smoothing=0.2, z_loss=1e-3, softcap=15.0),
+        ),
+    ],
+    _linear_cross_entropy_formula,
+    eager=_linear_cross_entropy_eager,
+    wrt=("x", "weight"),
+    outputs=("loss",),
+    statistics=("loss",),
+)
+
+
 def _log_softmax(torch, x):
     return torch.log_softmax(x, -1)
 
