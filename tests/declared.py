@@ -10,10 +10,19 @@ from native import ROOT
 
 OPS = re.findall(r"^CK_(?:OP|LAYER)\((\w+),", (ROOT / "csrc/ops.def").read_text(), re.M)
 LINE = re.compile(r"^ {4}(\w+): (?:bool or |(list) of )?(\w+)(?:,? (?:broadcast to )?\[([^]]*)\])?(.*)$", re.M)
-ARRAYS = {"float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64}
+ARRAYS = {"float": np.float32, "double": np.float64, "ids": np.int64, "int64_t": np.int64, "uint8_t": np.uint8}
 SIZES = {"K": 8}  # half of the others: rope has K pairs of D = 2K channels
 # What excludes other arguments, left out of a full call: a layer that writes to a cache captures no scores.
-EXCLUDES = {"decoder_fwd": {"keys", "values", "lengths", "counts"}}
+EXCLUDES = {
+    "decoder_fwd": {"lengths", "counts", "table", "copy_from", "copy_to"}
+    | {f"{side}_{part}" for side in "kv" for part in ("codes", "scales", "biases")},
+    # a plain, contiguous store has elements alone
+    **dict.fromkeys(
+        ("kv_append", "kv_append_batched", "kv_read", "kv_quantize", "kv_dequantize", "kv_attend"),
+        {"k_scales", "k_biases", "v_scales", "v_biases", "scales", "biases", "table", "copy_from", "copy_to"},
+    ),
+}
+ONE = {"kv_append_batched": "BN"}  # sizes that are 1: its lists hold one cache of one item
 
 
 class Parameter(NamedTuple):
@@ -42,11 +51,12 @@ def parameters(op):
     return found
 
 
-def array_of(parameter, rng, size, star, kinds):
-    """Return an array that fits: ids and counts 0, other numbers between 0.5 and 1.5."""
+def array_of(parameter, rng, size, star, kinds, ones=""):
+    """Return an array that fits, sizes in ``ones`` of 1: ids and counts 0, other numbers between 0.5 and 1.5."""
     shape = []
     sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
     sizes |= {"C": 3 * size * size} if parameter.name in ("qkv", "dqkv") else {}  # (H + 2G) * D
+    sizes |= {"W": size * np.dtype(kinds["elem"]).itemsize} | dict.fromkeys(ones, 1)  # W: bytes of a row of elements
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
     if parameter.kind == "double" and (parameter.written or parameter.listed or parameter.shape == "N"):
@@ -67,7 +77,7 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
     given = set().union(*(p.letters for p in declared if not p.written and not p.optional))
     needed = set().union(*(p.letters for p in declared if p.written and not p.optional))
     known = set().union(*(p.letters for p in declared if not p.written))
-    result = []
+    result, ones = [], ONE.get(op, "")
     for p in declared:
         if p.shape is None:
             real = p.kind in ("float", "double") and not (absent and p.name == "momentum")  # which needs a buffer
@@ -79,14 +89,14 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
         elif p.name in EXCLUDES.get(op, ()):
             result.append(None)
         elif p.listed:
-            result.append(None if p.optional and absent else [array_of(p, rng, size, star, kinds)])
+            result.append(None if p.optional and absent else [array_of(p, rng, size, star, kinds, ones)])
         elif p.written and p.optional and (absent or p.letters <= known):
             result.append(None if absent else True)
         elif p.written:
-            result.append(None if p.letters <= known else array_of(p, rng, size, star, kinds))
+            result.append(None if p.letters <= known else array_of(p, rng, size, star, kinds, ones))
         elif p.optional and absent and not (p.letters & needed) - given:
             result.append(None)
         else:
-            result.append(array_of(p, rng, size, star, kinds))
+            result.append(array_of(p, rng, size, star, kinds, ones))
             given |= p.letters
     return result

@@ -19,7 +19,7 @@ CONFIGS = {  # hidden, intermediate, heads, kv heads, head size
 
 
 def make(rng, name):
-    C, F, H, G, D = CONFIGS[name]
+    C, F, H, G, D = CONFIGS.get(name, name)
     config = ck.models.Config(hidden_size=C, intermediate_size=F, num_attention_heads=H, num_key_value_heads=G,
                               head_dim=D, num_hidden_layers=1, vocab_size=32, rms_norm_eps=1e-5)
     shapes = {"input_layernorm.weight": (C,), "self_attn.q_proj.weight": (H * D, C), "self_attn.k_proj.weight": (G * D, C),
@@ -171,8 +171,8 @@ def refused(layer, x, cache, lengths, counts=None, scale=0.25, rows=8):
     cos, sin = (part[:rows] for part in layer.table(rows))
     ln1 = np.full(x.shape, 7, "f4")
     with pytest.raises((IndexError, ValueError)) as caught:
-        ck._ck.decoder_fwd(None, cache.raw["k"], cache.raw["v"], None, ln1, *[None] * 18, x, *layer._weights(), cos, sin,
-                           None, np.array(lengths), counts, 1e-5, scale)
+        ck._ck.decoder_fwd(None, *cache.storage.parts, None, ln1, *[None] * 18, x, *layer._weights(), cos, sin,
+                           None, np.array(lengths), counts, None, None, None, 0, 0, 1e-5, scale)
     assert (ln1 == 7).all() and (cache.raw["k"] == 7).all() and (cache.raw["v"] == 7).all()
     return str(caught.value)
 
@@ -188,12 +188,44 @@ def test_a_refused_decode_writes_nothing(rng):
     assert "'positions' holds 8, and the table has 8 rows" in refused(layer, x, cache, [0, 6])
 
 
+@pytest.mark.parametrize("quant", [None, "int8", "int4", "int8_sym", "fp8_e4m3", "fp8_e5m2"])
+def test_every_cache_gives_the_same_bits_whole_in_chunks_and_paged(isa, rng, quant):
+    """A quantised cache holds the rounded tokens, however they come; the last of them, alone, sees the same."""
+    config, _, layer = make(rng, (48, 100, 6, 2, 32))
+    x = rng.standard_normal((2, 21, config.hidden_size)).astype("f4")
+    G, D = config.num_key_value_heads, config.head_dim
+    whole = layer.decode(x, ck.KVCache(G, D, 21, batch=2, quant=quant))
+    pool = ck.PagedKVCache(G, D, 12, 4, quant=quant)
+    caches = [ck.KVCache(G, D, 30, batch=2, quant=quant), pool.batch([pool.new(), pool.new()])]
+    for cache in caches:
+        for begin, end in ((0, 6), (6, 7), (7, 20), (20, 21)):
+            y = layer.decode(np.ascontiguousarray(x[:, begin:end]), cache)
+            assert y.tobytes() == np.ascontiguousarray(whole[:, begin:end]).tobytes()
+    assert caches[1].lengths.tolist() == [21, 21] and pool.free_blocks == 0
+    x[:, :1] = np.nan
+    if quant is not None:
+        with pytest.raises(ValueError, match=r"^DecoderLayer.decode\(\): 'k' holds NaN"):
+            layer.decode(np.ascontiguousarray(x[:, :1]), caches[0])
+    with pytest.raises(MemoryError, match=r"^DecoderLayer.decode\(\): 2 blocks are needed, 0 of 12 are free"):
+        layer.decode(x, caches[1], counts=[4, 4])
+    assert [cache.lengths.tolist() for cache in caches] == [[21, 21]] * 2
+
+
+def test_caches_that_do_not_fit_the_layer_are_refused(rng):
+    _, _, layer = make(rng, "gqa")
+    x = np.zeros((1, 1, 48), "f4")
+    with pytest.raises(ValueError, match=r"decode\(\): 'cache' is a ring, and the layer sees all tokens"):
+        layer.decode(x, ck.KVCache(2, 16, 4, ring=True))
+    with pytest.raises(ValueError, match=r"decode\(\): 'cache' holds float16, not float32"):
+        layer.decode(x, ck.KVCache(2, 16, 4, dtype="float16"))
+
+
 def test_padding_needs_no_row_of_the_table(rng):
     _, _, layer = make(rng, "gqa")
     cache, x = ck.KVCache(2, 16, 9, batch=2), rng.standard_normal((2, 5, 48)).astype("f4")
     cos, sin = (part[:3] for part in layer.table(3))
-    y = ck._ck.decoder_fwd(None, cache.raw["k"], cache.raw["v"], *[None] * 20, x, *layer._weights(), cos, sin, None,
-                           np.zeros(2, np.int64), np.array([3, 0]), 1e-5, 0.25)[0]
+    y = ck._ck.decoder_fwd(None, *cache.storage.parts, *[None] * 20, x, *layer._weights(), cos, sin, None,
+                           np.zeros(2, np.int64), np.array([3, 0]), None, None, None, 0, 0, 1e-5, 0.25)[0]
     assert y[0, :3].tobytes() == layer.forward(x[:1, :3])[0].tobytes()
 
 
@@ -216,9 +248,9 @@ def test_sizes_that_no_element_bounds_do_not_crash():
         return np.empty(shape, "f4")
 
     with pytest.raises(MemoryError, match=r"forward\(\): no memory for its workspace"):
-        ck._ck.decoder_fwd(None, None, None, *[None] * 20, empty(4, 1, 0), empty(0), empty(H, D, 0), empty(H, D, 0),
+        ck._ck.decoder_fwd(None, *[None] * 26, empty(4, 1, 0), empty(0), empty(H, D, 0), empty(H, D, 0),
                            empty(H, D, 0), empty(0, H, D), empty(0), empty(3, 0), empty(3, 0), empty(0, 3),
-                           empty(1, 0), empty(1, 0), None, None, None, 1e-5, 1.0)
+                           empty(1, 0), empty(1, 0), *[None] * 6, 0, 0, 1e-5, 1.0)
 
 
 def test_refusals_name_what_does_not_fit(rng):

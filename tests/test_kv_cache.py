@@ -124,8 +124,9 @@ def test_attend_refuses_more_queries_than_tokens(rng):
 
 
 @pytest.mark.parametrize("arguments, error, text", [
-    (dict(quant="int4"), ValueError, "'quant' must be None"),
-    (dict(dtype="float64"), ValueError, "'dtype' must be float32"),
+    (dict(quant="int4"), ValueError, "'head_dim' is 4, which is no multiple of 'group', 32"),
+    (dict(quant=["int4"]), ValueError, r"'quant' must be one of None, .*, not \['int4'\]"),
+    (dict(dtype="float64"), ValueError, "'dtype' must be float32, float16 or bfloat16, not 'float64'"),
     (dict(capacity=-1), ValueError, "'capacity' must not be negative"),
     (dict(batch=1.5), TypeError, "'batch' must be an integer"),
     (dict(dtype="no such type"), ValueError, "'dtype' must be float32"),

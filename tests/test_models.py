@@ -441,12 +441,41 @@ class TestCache:
         assert {tuple(layer.lengths) for layer in cache.layers} == {(2,)}
         np.testing.assert_array_equal(model(ids[:, 2:], cache=cache), whole[:, 2:])
 
-    def test_what_is_not_there_yet(self):
+    @pytest.mark.parametrize("paged", [False, True])
+    @pytest.mark.parametrize("quant", [None, "int8", "int4", "int8_sym", "fp8_e4m3", "fp8_e5m2"])
+    def test_every_form_gives_the_same_bits_in_one_chunk_several_and_ragged(self, rng, quant, paged):
+        model, ids = Model(dataclasses.replace(configs.gqa, head_dim=32)), draw(rng, 3, 37)
+        whole = model(ids, cache=model.new_cache(40, 3, quant))
+        if quant is None:
+            np.testing.assert_array_equal(whole, model(ids))
+        cache, held = model.new_cache(40, 3, quant, 12 if paged else False), np.zeros(3, int)
+        for counts in ([5, 1, 20], [1, 0, 3], [17, 16, 1], [9, 11, 13], [5, 9, 0]):
+            width = max(counts)
+            part = np.stack([np.pad(ids[b, n : n + c], (0, width - c)) for b, (n, c) in enumerate(zip(held, counts, strict=True))])
+            got = model(part, cache=cache, counts=counts)
+            for b, c in enumerate(counts):
+                np.testing.assert_array_equal(got[b, :c], whole[b, held[b] : held[b] + c])
+            held += counts
+        fork = cache.fork()
+        cache.truncate([3, 9, 30])
+        again = model(np.stack([ids[b, n : n + 1] for b, n in enumerate([3, 9, 30])]), cache=cache)
+        for b, n in enumerate([3, 9, 30]):
+            np.testing.assert_array_equal(again[b], whole[b, n : n + 1])
+        assert fork.lengths.tolist() == [37, 37, 37] and cache.lengths.tolist() == [4, 10, 31]
+
+    def test_caches_are_refused_by_name(self):
         model = Model(configs.tiny)
-        with pytest.raises(ValueError, match="quant='int8' is not supported"):
-            model.new_cache(4, quant="int8")
-        with pytest.raises(ValueError, match="paged=True is not supported"):
-            model.new_cache(4, paged=True)
+        for arguments, error, text in (
+            (dict(quant="int3"), ValueError, "KVCache.*: 'quant' must be one of"),
+            (dict(paged=-1), ValueError, "'num_blocks' must not be negative"),
+            (dict(paged="yes"), TypeError, "'num_blocks' must be an integer"),
+        ):
+            with pytest.raises(error, match=text):
+                model.new_cache(4, **arguments)
+        cache = model.new_cache(40, paged=2)
+        with pytest.raises(MemoryError, match="3 blocks are needed, 2 of 2 are free"):
+            model([[1] * 33], cache=cache)
+        assert cache.lengths.tolist() == [0] and cache.layers[0].pool.free_blocks == 2
 
 
 class TestGradients:

@@ -235,6 +235,8 @@ take_all(ck_call *call, PyObject *const *objects, char *args)
     for (int i = op->n_given; i < op->n_params; i++)
         if (op->params[i].kind == CK_SIZE)
             *(size_t *)(args + op->params[i].offset) = call->size[op->params[i].name[0] - 'A'];
+        else if (op->params[i].kind == CK_OWN && call->list_room == NULL)
+            *(void **)(args + op->params[i].offset) = NULL;
     return ck_refuse_overlap(call) < 0 ? -1 : ck_refuse_overlap_of_lists(call);
 }
 

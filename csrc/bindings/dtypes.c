@@ -114,6 +114,10 @@ ck_take_type(ck_call *call, int i, PyArrayObject *array)
         fits = type == NPY_INT64 || type == NPY_LONGLONG;
         strcpy(expected, "int64");
         break;
+    case CK_TYPE_uint8_t:
+        fits = type == NPY_UINT8;
+        strcpy(expected, "uint8");
+        break;
     case CK_TYPE_double:
         fits = type == NPY_FLOAT64;
         strcpy(expected, "float64");
@@ -155,5 +159,6 @@ ck_type_to_make(const ck_call *call, int i)
     }
     if (type == CK_TYPE_elem || type == CK_TYPE_weight)
         return ck_dtype_descr(call->dtype);
-    return PyArray_DescrFromType(type == CK_TYPE_double ? NPY_FLOAT64 : type == CK_TYPE_int64_t ? NPY_INT64 : NPY_FLOAT32);
+    return PyArray_DescrFromType(type == CK_TYPE_double ? NPY_FLOAT64 : type == CK_TYPE_int64_t ? NPY_INT64
+                                 : type == CK_TYPE_uint8_t  ? NPY_UINT8 : NPY_FLOAT32);
 }

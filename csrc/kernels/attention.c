@@ -37,8 +37,9 @@ forward(const struct ck_attention_fwd *a, const ck_attention_plan *plan, ck_atte
     const source q = source_of(&a->q, at.b, 0, a->D);
     const size_t first = (size_t)at.item->k;
 
-    s.k = source_of(&a->k, at.b, at.g, a->D);
-    s.v = source_of(&a->v, at.b, at.g, a->D);
+    const ck_kv_cache *cache = a->cache;
+    s.k = cache != NULL ? source_of_cache(cache, &cache->k, at.b, at.g) : source_of(&a->k, at.b, at.g, a->D);
+    s.v = cache != NULL ? source_of_cache(cache, &cache->v, at.b, at.g) : source_of(&a->v, at.b, at.g, a->D);
     s.k.first += (ptrdiff_t)first * s.k.step;
     s.v.first += (ptrdiff_t)first * s.v.step;
     for (size_t r = 0; r < s.rows; r++)

@@ -112,21 +112,41 @@ place(const struct ck_decoder_fwd *a, int64_t *positions, int64_t *after)
     }
 }
 
-static ck_status
-attend(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t *after)
+/* The cache, as its ops take it. */
+static struct ck_kv_append
+appended(const struct ck_decoder_fwd *a)
 {
-    struct ck_attention_fwd attention = {
+    return (struct ck_kv_append){
+        .k_codes = a->k_codes, .k_scales = a->k_scales, .k_biases = a->k_biases,
+        .v_codes = a->v_codes, .v_scales = a->v_scales, .v_biases = a->v_biases,
+        .k = ck_heads(a->k_rope, a->B, a->T, a->G, a->D, WIDTH), .v = ck_heads(a->v, a->B, a->T, a->G, a->D, WIDTH),
+        .lengths = a->lengths, .counts = a->counts, .table = a->table, .copy_from = a->copy_from, .copy_to = a->copy_to,
+        .format = a->format, .group = a->group, .N = a->N, .P = a->L, .G = a->G, .S = a->S, .D = a->D, .W = a->W, .V = a->V,
+        .B = a->B, .T = a->T, .M = a->M};
+}
+
+static ck_status
+attend_cache(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t *after)
+{
+    return ck_kv_attend(k, &(struct ck_kv_attend){
+        .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, WIDTH), .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, WIDTH),
+        .k_codes = a->k_codes, .k_scales = a->k_scales, .k_biases = a->k_biases,
+        .v_codes = a->v_codes, .v_scales = a->v_scales, .v_biases = a->v_biases,
+        .table = a->table, .offsets = a->lengths, .lengths = after, .left = -1, .scale = a->scale,
+        .format = a->format, .group = a->group, .N = a->N, .P = a->L, .G = a->G, .S = a->S, .D = a->D, .W = a->W, .V = a->V,
+        .B = a->B, .H = a->H, .T = a->T});
+}
+
+static ck_status
+attend(const ck_kernels *k, const struct ck_decoder_fwd *a)
+{
+    return ck_attention_fwd(k, &(struct ck_attention_fwd){
         .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, WIDTH), .max = a->max, .sum = a->sum,
         .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, WIDTH),
         .k = ck_heads(a->k_rope, a->B, a->T, a->G, a->D, WIDTH),
         .v = ck_heads(a->v, a->B, a->T, a->G, a->D, WIDTH),
         .left = -1, .right = -1, .causal = true, .scale = a->scale,
-        .B = a->B, .H = a->H, .G = a->G, .T = a->T, .S = a->T, .D = a->D};
-    if (after != NULL) {
-        attention.k = a->keys, attention.v = a->values, attention.S = a->S;
-        attention.offsets = a->lengths, attention.lengths = after;
-    }
-    return ck_attention_fwd(k, &attention);
+        .B = a->B, .H = a->H, .G = a->G, .T = a->T, .S = a->T, .D = a->D});
 }
 
 static ck_status
@@ -140,12 +160,11 @@ attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_an
     TRY(project(k, ck_rows(a->v, R, G * D, WIDTH), a->ln1, a->v_weight, R, C, G * D));
     TRY(rotate(k, a->q_rope, a->q, at, B, T, H, D));
     TRY(rotate(k, a->k_rope, a->k, at, B, T, G, D));
-    if (after != NULL)
-        TRY(ck_kv_cache_append(k, &(struct ck_kv_cache_append){
-            .keys = a->keys, .values = a->values, .k = ck_heads(a->k_rope, B, T, G, D, WIDTH),
-            .v = ck_heads(a->v, B, T, G, D, WIDTH), .lengths = a->lengths, .counts = a->counts,
-            .B = B, .G = G, .T = T, .S = a->S, .D = D}));
-    TRY(attend(k, a, after));
+    if (after != NULL) {
+        const struct ck_kv_append append = appended(a);
+        TRY(ck_kv_append(k, &append));
+    }
+    TRY(after != NULL ? attend_cache(k, a, after) : attend(k, a));
     if (a->scores != NULL || a->probs != NULL)
         TRY(ck_capture_attention(&(ck_attention_stages){.q = a->q_rope, .k = a->k_rope, .scores = a->scores,
                                                         .probs = a->probs, .B = B, .T = T, .H = H, .G = G, .D = D,
@@ -222,13 +241,17 @@ refuse_forward(const struct ck_decoder_fwd *a)
 {
     const bool cached = a->lengths != NULL;
     TRY(refuse_heads(a->H, a->G, a->scale));
-    if (cached != (a->keys.data != NULL) || cached != (a->values.data != NULL))
-        return ck_refuse(CK_BAD_VALUE, "'keys', 'values' and 'lengths' make a cache together");
+    if (cached != (a->k_codes != NULL) || cached != (a->v_codes != NULL))
+        return ck_refuse(CK_BAD_VALUE, "'k_codes', 'v_codes' and 'lengths' make a cache together");
     if (cached && (a->positions != NULL || a->scores != NULL || a->probs != NULL))
         return ck_refuse(CK_BAD_VALUE, "with a cache, positions follow from its lengths, and scores are not captured");
     if (!cached && a->counts != NULL)
         return ck_refuse(CK_BAD_VALUE, "'counts' needs a cache");
-    return cached ? ck_refuse_lengths(a->lengths, a->counts, a->B, a->T, a->S) : CK_OK;
+    if (!cached)
+        return CK_OK;
+    struct ck_kv_append append = appended(a);
+    append.k = append.v = ck_heads(NULL, a->B, a->T, a->G, a->D, WIDTH); /* there are none yet */
+    return ck_refuse_append(&append);
 }
 
 CK_RUN(decoder_fwd)

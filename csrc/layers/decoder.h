@@ -1,6 +1,6 @@
 #ifndef CK_DECODER_H
 #define CK_DECODER_H
-#include "ops/op.h"
+#include "ops/kv_store.h"
 /*
  * decoder -- one layer of a decoder-only transformer (Llama): forward, backward, decode
  *
@@ -16,8 +16,8 @@
  *     down      [B,T,C]    linear(act, down_weight)
  *     output    [B,T,C]    residual1 + down
  *
- * With a cache (decode): the new keys and values are written behind the lengths[b] tokens that item b holds, token t
- * of item b stands at position lengths[b] + t, and attention reads the cache.  counts[b] of the T tokens are real;
+ * With a cache (decode), in any form of ops/kv_store.h: the new keys and values are written behind the lengths[b] tokens
+ * that item b holds, token t of item b stands at position lengths[b] + t, and attention reads the cache as it is stored.  counts[b] of the T tokens are real;
  * what the rest give means nothing, and they see only what is real.
  *
  * Every stage has a buffer, and a caller who wants to see a stage, or to keep it for backward, gives the buffer; the
@@ -33,8 +33,12 @@
  */
 #define CK_ARGS_decoder_fwd(_)                       \
     _(OUT,      float,   y,           "B T C")       \
-    _(OPT_OUT,  float,   keys,        "B G S D")     \
-    _(OPT_OUT,  float,   values,      "B G S D")     \
+    _(OPT_OUTV, uint8_t, k_codes,     "N G S W")     \
+    _(OPT_OUTV, float,   k_scales,    "N G S V")     \
+    _(OPT_OUTV, float,   k_biases,    "N G S V")     \
+    _(OPT_OUTV, uint8_t, v_codes,     "N G S W")     \
+    _(OPT_OUTV, float,   v_scales,    "N G S V")     \
+    _(OPT_OUTV, float,   v_biases,    "N G S V")     \
     _(OPT_OUTV, float,   rstd1,       "B T")         \
     _(OPT_OUTV, float,   ln1,         "B T C")       \
     _(OPT_OUTV, float,   q,           "B T H D")     \
@@ -70,6 +74,11 @@
     _(OPT_INV,  int64_t, positions,   "B T")         \
     _(OPT_INV,  int64_t, lengths,     "B")           \
     _(OPT_INV,  int64_t, counts,      "B")           \
+    _(OPT_INV,  int64_t, table,       "B L")         \
+    _(OPT_INV,  int64_t, copy_from,   "M")           \
+    _(OPT_INV,  int64_t, copy_to,     "M")           \
+    _(INT,      int64_t, format,      "")            \
+    _(INT,      int64_t, group,       "")            \
     _(REAL,     double,  eps,         "")            \
     _(REAL,     double,  scale,       "")            \
     _(SIZE,     size_t,  B,           "")            \
@@ -81,7 +90,12 @@
     _(SIZE,     size_t,  F,           "")            \
     _(SIZE,     size_t,  P,           "")            \
     _(SIZE,     size_t,  K,           "")            \
-    _(SIZE,     size_t,  S,           "")
+    _(SIZE,     size_t,  S,           "")            \
+    _(SIZE,     size_t,  N,           "")            \
+    _(SIZE,     size_t,  W,           "")            \
+    _(SIZE,     size_t,  V,           "")            \
+    _(SIZE,     size_t,  L,           "")            \
+    _(SIZE,     size_t,  M,           "")
 CK_DECLARE(decoder_fwd)
 
 /*

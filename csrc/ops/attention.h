@@ -1,6 +1,6 @@
 #ifndef CK_ATTENTION_H
 #define CK_ATTENTION_H
-#include "ops/op.h"
+#include "ops/kv_store.h"
 /*
  * attention -- scaled dot-product attention                   (Vaswani et al. 2017, arXiv:1706.03762), without a [T,S]
  * array in memory (Dao 2023, arXiv:2307.08691)
@@ -27,6 +27,9 @@
  *
  * A key that is not seen contributes nothing, not even a NaN of its k or v; keys from lengths[b] on are never read.  A
  * query that sees nothing gives y = 0 and lse = -inf (sinks[h] with a sink), and no gradient.
+ *
+ * Where `cache` is given, by a C caller, keys and values are rows of that store (ops/kv_store.h), as float32 numbers, of
+ * which an item holds at most S, and `k` and `v` are absent.
  *
  * Saved for backward: max and sum, apart (their logarithm added up would lose ulps at large scores), and y.
  *
@@ -61,7 +64,8 @@
     _(SIZE,     size_t,  G,          "")        \
     _(SIZE,     size_t,  T,          "")        \
     _(SIZE,     size_t,  S,          "")        \
-    _(SIZE,     size_t,  D,          "")
+    _(SIZE,     size_t,  D,          "")        \
+    _(OWN,      ck_kv_cache, cache,  "")
 CK_DECLARE(attention_fwd)
 
 #define CK_ARGS_attention_bwd(_)                \

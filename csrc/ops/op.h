@@ -120,7 +120,8 @@ typedef enum {
     CK_REAL, CK_INT, CK_FLAG, CK_SIZE, CK_SIZES, CK_OWN
 } ck_kind;
 typedef enum {
-    CK_TYPE_elem, CK_TYPE_weight, CK_TYPE_either, CK_TYPE_float, CK_TYPE_double, CK_TYPE_ids, CK_TYPE_int64_t, CK_TYPE_int, CK_TYPE_size_t
+    CK_TYPE_elem, CK_TYPE_weight, CK_TYPE_either, CK_TYPE_float, CK_TYPE_double, CK_TYPE_ids, CK_TYPE_int64_t, CK_TYPE_uint8_t,
+    CK_TYPE_int, CK_TYPE_size_t, CK_TYPE_ck_kv_cache
 } ck_type;
 
 typedef struct {

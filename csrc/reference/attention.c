@@ -1,4 +1,5 @@
 #include "reference/reference.h"
+#include "reference/kv_store.h"
 #include "ops/attention.h"
 
 /* Row (b, i, j) of an array with three leading axes. */
@@ -17,19 +18,15 @@ in_reach(int64_t p, int64_t s, int64_t length, int causal, int64_t left, int64_t
 
 /* The score x[t,s] of a key in reach, -inf where the mask closes it; *slope, if wanted, is its derivative by scale * q.k */
 static double
-score(const elem *q, const elem *k, size_t D, double scale, double softcap, const ck_array *mask, size_t row, size_t s,
-      double *slope)
+score(double dot, double scale, double softcap, const ck_array *mask, size_t row, size_t s, double *slope)
 {
-    double x = 0, more = 0;
+    double x = dot * scale, more = 0;
     if (mask->data) {
         const char *m = (const char *)ck_row(mask, row) + (ptrdiff_t)s * mask->stride[3];
         more = mask->width == 1 ? (*m ? 0 : -INFINITY) : get((const elem *)m);
     }
     if (more == -INFINITY)
         return more;
-    for (size_t d = 0; d < D; d++)
-        x += get(&q[d]) * get(&k[d]);
-    x *= scale;
     if (slope)
         *slope = softcap > 0 ? 1 - tanh(x / softcap) * tanh(x / softcap) : 1;
     return (softcap > 0 ? softcap * tanh(x / softcap) : x) + more;
@@ -41,6 +38,24 @@ rows_of(ck_array mask)
 {
     mask.n = 3;
     return mask;
+}
+
+/* Channel d of key s of (b, g), or of its value, in an array or in a cache. */
+static double
+value(const struct ck_attention_fwd *a, const ck_array *x, const ck_kv_part *part, size_t b, size_t g, size_t s, size_t d)
+{
+    if (a->cache)
+        return channel(&a->cache->form, part, row_of(&a->cache->form, b, g, s), d);
+    return get(&at(x, b, g, s)[d]);
+}
+
+static double
+dot_with_key(const struct ck_attention_fwd *a, const elem *q, size_t b, size_t g, size_t s)
+{
+    double sum = 0;
+    for (size_t d = 0; d < a->D; d++)
+        sum += get(&q[d]) * value(a, &a->k, a->cache ? &a->cache->k : NULL, b, g, s, d);
+    return sum;
 }
 
 /* One query against all keys. */
@@ -55,7 +70,7 @@ forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attenti
 
     for (int64_t s = 0; s < item->S; s++)
         if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right)) {
-            const double x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+            const double x = score(dot_with_key(a, q, b, g, item->k + s), a->scale, a->softcap, mask, row, s, NULL);
             max = x > max || isnan(x) ? x : max;
         }
     if (a->sinks && !(a->sinks[h] <= max))
@@ -67,12 +82,12 @@ forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attenti
     for (int64_t s = 0; s < item->S; s++) {
         double x = -INFINITY;
         if (in_reach(item->offset + (int64_t)t, s, item->S, a->causal, a->left, a->right))
-            x = score(q, at(&a->k, b, g, item->k + s), a->D, a->scale, a->softcap, mask, row, s, NULL);
+            x = score(dot_with_key(a, q, b, g, item->k + s), a->scale, a->softcap, mask, row, s, NULL);
         if (x == -INFINITY)
             continue;
         sum += exp(x - max);
         for (size_t d = 0; d < a->D; d++)
-            sum_v[d] += exp(x - max) * get(&at(&a->v, b, g, item->k + s)[d]);
+            sum_v[d] += exp(x - max) * value(a, &a->v, a->cache ? &a->cache->v : NULL, b, g, item->k + s, d);
     }
     if (a->sinks && max != -INFINITY)
         sum += exp(a->sinks[h] - max);
@@ -136,12 +151,14 @@ weights(const query *x, int64_t s, double *p, double *dx)
     const ck_array mask = rows_of(a->attn_mask);
     const size_t g = x->h / (a->H / a->G);
     const elem *dy = at(&a->dy, x->b, x->h, x->item->q + x->t), *v = at(&a->v, x->b, g, x->item->k + s);
-    double slope = 1, z = -INFINITY, dp = 0;
+    const elem *q = at(&a->q, x->b, x->h, x->item->q + x->t), *k = at(&a->k, x->b, g, x->item->k + s);
+    double slope = 1, z = -INFINITY, dp = 0, dot = 0;
 
     *p = *dx = 0;
+    for (size_t d = 0; d < a->D; d++)
+        dot += get(&q[d]) * get(&k[d]);
     if (in_reach(x->item->offset + (int64_t)x->t, s, x->item->S, a->causal, a->left, a->right))
-        z = score(at(&a->q, x->b, x->h, x->item->q + x->t), at(&a->k, x->b, g, x->item->k + s), a->D, a->scale, a->softcap, &mask,
-                  x->row, s, &slope);
+        z = score(dot, a->scale, a->softcap, &mask, x->row, s, &slope);
     if (z == -INFINITY)
         return;
     for (size_t d = 0; d < a->D; d++)

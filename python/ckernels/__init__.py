@@ -5,7 +5,7 @@ Every op names its arguments, shapes and errors in its docstring; ``ck.isas()`` 
 """
 import importlib
 
-from ckernels.kv import KVCache
+from ckernels.kv import KVCache, PagedKVCache, kv_append_batched, kv_dequantize, kv_quantize
 from ckernels.matmul_backend import get_matmul_backend, get_matmul_precision, set_matmul_backend, set_matmul_precision
 from ckernels.ops.activation import (
     relu,
@@ -94,7 +94,7 @@ from ckernels.runtime import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "KVCache",
+    "KVCache", "PagedKVCache", "kv_append_batched", "kv_dequantize", "kv_quantize",
     "add", "add_forward", "add_backward",
     "add_rms_norm", "add_rms_norm_forward", "add_rms_norm_backward",
     "linear", "linear_forward", "linear_backward", "pack", "PackedWeight",

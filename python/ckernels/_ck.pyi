@@ -61,12 +61,13 @@ def decoder_bwd(
     SupportsFloat, accumulate: object, /
 ) -> tuple[_Array, ...]: ...
 def decoder_fwd(
-    y: _Out, keys: _Out, values: _Out, rstd1: _Out, ln1: _Out, q: _Out, k: _Out, v: _Out, q_rope: _Out, k_rope:
-    _Out, scores: _Out, probs: _Out, max: _Out, sum: _Out, attn: _Out, proj: _Out, residual1: _Out, rstd2:
-    _Out, ln2: _Out, gate: _Out, up: _Out, act: _Out, down: _Out, x: _In, ln1_weight: _In, q_weight: _In,
-    k_weight: _In, v_weight: _In, o_weight: _In, ln2_weight: _In, gate_weight: _In, up_weight: _In,
-    down_weight: _In, cos: _In, sin: _In, positions: _In | None, lengths: _In | None, counts: _In | None, eps:
-    SupportsFloat, scale: SupportsFloat, /
+    y: _Out, k_codes: _Out, k_scales: _Out, k_biases: _Out, v_codes: _Out, v_scales: _Out, v_biases: _Out, rstd1:
+    _Out, ln1: _Out, q: _Out, k: _Out, v: _Out, q_rope: _Out, k_rope: _Out, scores: _Out, probs: _Out, max:
+    _Out, sum: _Out, attn: _Out, proj: _Out, residual1: _Out, rstd2: _Out, ln2: _Out, gate: _Out, up: _Out,
+    act: _Out, down: _Out, x: _In, ln1_weight: _In, q_weight: _In, k_weight: _In, v_weight: _In, o_weight:
+    _In, ln2_weight: _In, gate_weight: _In, up_weight: _In, down_weight: _In, cos: _In, sin: _In, positions:
+    _In | None, lengths: _In | None, counts: _In | None, table: _In | None, copy_from: _In | None, copy_to:
+    _In | None, format: SupportsIndex, group: SupportsIndex, eps: SupportsFloat, scale: SupportsFloat, /
 ) -> tuple[_Array, ...]: ...
 def embedding_bwd(
     dweight: _Out, dy: _In, ids: _In, weight: _In, accumulate: object, /
@@ -133,9 +134,32 @@ def kl_div_bwd(
 def kl_div_fwd(
     loss: _Out, losses: _Out, input: _In, target: _In, divisor: SupportsFloat, log_target: object, /
 ) -> tuple[_Array, _Array]: ...
-def kv_cache_append(
-    keys: _Out, values: _Out, k: _In, v: _In, lengths: _In, counts: _In | None, /
-) -> tuple[_Array, _Array]: ...
+def kv_append(
+    k_codes: _Out, k_scales: _Out, k_biases: _Out, v_codes: _Out, v_scales: _Out, v_biases: _Out, k: _In, v: _In,
+    lengths: _In, counts: _In | None, table: _In | None, copy_from: _In | None, copy_to: _In | None, ring:
+    object, format: SupportsIndex, group: SupportsIndex, /
+) -> tuple[_Array, _Array, _Array, _Array, _Array, _Array]: ...
+def kv_append_batched(
+    k_codes: _Out, k_scales: _Out, k_biases: _Out, v_codes: _Out, v_scales: _Out, v_biases: _Out, k: _In, v: _In,
+    lengths: _In, ring: object, format: SupportsIndex, group: SupportsIndex, /
+) -> tuple[_Array, _Array, _Array, _Array, _Array, _Array]: ...
+def kv_attend(
+    y: _Out, q: _In, k_codes: _In, k_scales: _In | None, k_biases: _In | None, v_codes: _In, v_scales: _In | None,
+    v_biases: _In | None, table: _In | None, sinks: _In | None, offsets: _In, lengths: _In, left:
+    SupportsIndex, scale: SupportsFloat, softcap: SupportsFloat, ring: object, format: SupportsIndex, group:
+    SupportsIndex, /
+) -> _Array: ...
+def kv_dequantize(
+    y: _Out, codes: _In, scales: _In | None, biases: _In | None, d: SupportsIndex, format: SupportsIndex, group:
+    SupportsIndex, /
+) -> _Array: ...
+def kv_quantize(
+    codes: _Out, scales: _Out, biases: _Out, x: _In, format: SupportsIndex, group: SupportsIndex, /
+) -> tuple[_Array, _Array, _Array]: ...
+def kv_read(
+    y: _Out, codes: _In, scales: _In | None, biases: _In | None, table: _In | None, item: SupportsIndex, from:
+    SupportsIndex, l: SupportsIndex, d: SupportsIndex, format: SupportsIndex, group: SupportsIndex, /
+) -> _Array: ...
 def l2_norm_bwd(
     dx: _Out, dy: _In, x: _In, rnorm: _In, /
 ) -> _Array: ...

@@ -110,7 +110,7 @@ def _add_parity(commands):
         "parity",
         help="compare ops, a layer, a real model and training with float64 and PyTorch",
         description="Compare with float64 and PyTorch and print by what margin each result holds. Without a level: "
-        "ops, layer, forward, train and invariance (which contains kv).",
+        "ops, layer, forward, train, invariance and kv.",
         epilog=_CODES,
     )
     parity.set_defaults(run=_parity)
@@ -196,7 +196,7 @@ def _parity(arguments):
 
     # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    names = [n for n in levels.LEVELS if n != "kv"] if arguments.level == "all" else [arguments.level]
+    names = list(levels.LEVELS) if arguments.level == "all" else [arguments.level]
     fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "text",
               "seed", "save")  # fmt: skip
     options = levels.Options(**{field: getattr(arguments, field) for field in fields})
@@ -260,7 +260,7 @@ def _run_level(name, options, outputs, arguments):
     options.tell(title)
     try:
         asked = levels.dtypes_of(options)
-        if name != "ops" and asked and "float32" not in asked:  # what ran would be float32 under another name
+        if name not in ("ops", "kv") and asked and "float32" not in asked:  # what ran would be float32 under another name
             cases.append(levels.not_measured(name, name, f"this level runs in float32, not in {', '.join(asked)}"))
             run = ()
         else:

@@ -125,8 +125,8 @@ main(void)
     ck_set_threads(1);
     for (size_t t = 0; t < T; t++) {
         struct ck_decoder_fwd one = {
-            .y = array3(row, B, 1, C), .keys = array4(keys, B, G, CAPACITY, D),
-            .values = array4(values, B, G, CAPACITY, D), .x = array3(in, B, 1, C), .ln1_weight = a.ln1_weight,
+            .y = array3(row, B, 1, C), .k_codes = (uint8_t *)keys,
+            .v_codes = (uint8_t *)values, .N = B, .W = D * sizeof(float), .x = array3(in, B, 1, C), .ln1_weight = a.ln1_weight,
             .q_weight = a.q_weight, .k_weight = a.k_weight, .v_weight = a.v_weight, .o_weight = a.o_weight,
             .ln2_weight = a.ln2_weight, .gate_weight = a.gate_weight, .up_weight = a.up_weight,
             .down_weight = a.down_weight, .cos = cos_table, .sin = sin_table, .lengths = lengths, .eps = a.eps,

@@ -4,6 +4,8 @@ import ckernels as ck
 
 __all__ = ["ModelCache"]
 
+BLOCK = 16  # tokens
+
 
 class ModelCache:
     """The key-value caches of all layers, which always hold the same tokens.
@@ -18,11 +20,18 @@ class ModelCache:
         Tokens that each item can hold.
     batch : int
         Items, each with a length of its own.
+    quant : None, "int8", "int4", "int8_sym", "fp8_e4m3" or "fp8_e5m2"
+        How keys and values are stored, as for :class:`ckernels.KVCache`; groups of 32 channels.
+    paged : bool or int
+        In blocks of 16 tokens, from a pool of so many for each layer; True: as many as all items can fill.  Forks then
+        share the pool, and its blocks until one of them writes.
 
     Attributes
     ----------
-    layers : list of KVCache
+    layers : list of KVCache, or of PagedBatch
         One per layer, first to last.
+    capacity : int
+        As given.
 
     Examples
     --------
@@ -31,19 +40,20 @@ class ModelCache:
     array([0])
     """
 
-    def __init__(self, config, capacity, batch=1):
-        heads, size = config.num_key_value_heads, config.head_dim
-        self.layers = [ck.KVCache(heads, size, capacity, batch=batch) for _ in range(config.num_hidden_layers)]
+    def __init__(self, config, capacity, batch=1, quant=None, paged=False):
+        heads, size, layers = config.num_key_value_heads, config.head_dim, range(config.num_hidden_layers)
+        self.capacity = capacity
+        if paged is False:
+            self.layers = [ck.KVCache(heads, size, capacity, batch=batch, quant=quant) for _ in layers]
+            return
+        blocks = -(-capacity // BLOCK) * batch if paged is True else paged
+        pools = [ck.PagedKVCache(heads, size, blocks, BLOCK, quant=quant) for _ in layers]
+        self.layers = [pool.batch([pool.new() for _ in range(batch)]) for pool in pools]
 
     @property
     def lengths(self):
         """Tokens that each item holds, int64 [B]; a copy."""
         return self.layers[0].lengths
-
-    @property
-    def capacity(self):
-        """Tokens that each item can hold."""
-        return self.layers[0].capacity
 
     @property
     def batch(self):
@@ -74,6 +84,7 @@ class ModelCache:
         ModelCache
         """
         other = object.__new__(ModelCache)
+        other.capacity = self.capacity
         other.layers = [layer.fork() for layer in self.layers]
         return other
 

@@ -167,20 +167,21 @@ class Model:
             Tokens that each item can hold.
         batch : int
             Number of items; each may be at another length.
-        quant : None
-            Storage in fewer bits; not supported yet.
-        paged : bool
-            Storage in blocks; not supported yet.
+        quant : None, "int8", "int4", "int8_sym", "fp8_e4m3" or "fp8_e5m2"
+            How keys and values are stored, as for :class:`ckernels.KVCache`.
+        paged : bool or int
+            In blocks of 16 tokens; a number says how many a layer has, True: as many as all items can fill.
 
         Returns
         -------
         ModelCache
+
+        Raises
+        ------
+        TypeError, ValueError, MemoryError
+            As :class:`ckernels.KVCache` and :class:`ckernels.PagedKVCache`.
         """
-        if quant is not None:
-            raise ValueError(f"new_cache(): quant={quant!r} is not supported; supported: None")
-        if paged:
-            raise ValueError(f"new_cache(): paged={paged!r} is not supported; supported: False")
-        return ModelCache(self.config, capacity, batch)
+        return ModelCache(self.config, capacity, batch, quant, paged)
 
     def loss_and_grads(self, ids, targets, *, reduction="mean", accumulate_into=None):
         """Compute the cross entropy of the next tokens, and its gradient with respect to every parameter.

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ckernels import _ck
-from ckernels.kv.kv_cache import KVCache
+from ckernels.kv.kv_cache import KVCache, cancelled
+from ckernels.kv.paged import PagedBatch
 from ckernels.ops.rope import rope_table
 from ckernels.ops.rope_scaling import frequencies_depend_on
 from ckernels.runtime import empty
@@ -225,8 +226,8 @@ class DecoderLayer:
         made = dict.fromkeys(shapes) | _carve({name: shape for name, shape in shapes.items()
                                                if (stages is not None if name in only_seen else want)})
         cos, sin = self._angles(positions, T)
-        y = _ck.decoder_fwd(out, None, None, *made.values(), x, *self._weights(), cos, sin, positions, None, None,
-                            self.config.rms_norm_eps, D ** -0.5)[0]
+        y = _ck.decoder_fwd(out, *[None] * 6, *made.values(), x, *self._weights(), cos, sin, positions,
+                            *[None] * 5, 0, 0, self.config.rms_norm_eps, D ** -0.5)[0]
         if stages is not None:
             for name in STAGES:
                 stages[name] = _as_read(name, y if name == "output" else made[name])
@@ -295,8 +296,8 @@ class DecoderLayer:
         ----------
         x : float32 [B, T, C]
             Token t of item b stands at position ``cache.lengths[b] + t``.
-        cache : ckernels.KVCache
-            Of this layer; the new keys and values are appended.
+        cache : ckernels.KVCache, or sequences of a ckernels.PagedKVCache by its ``batch``
+            Of this layer, float32, in any format; the new keys and values are appended.
         counts : integers [B], optional
             How many of the T tokens each item takes; all by default.  Rows behind them hold nothing of meaning.
         out : float32 [B, T, C], optional
@@ -304,7 +305,8 @@ class DecoderLayer:
         Returns
         -------
         float32 [B, T, C]
-            The same bits as rows of :meth:`forward` over the whole sequence.
+            The same bits as rows of :meth:`forward` over the whole sequence, where keys and values are stored as they
+            are; the same bits in one chunk, several, or one by one in every format.
 
         Raises
         ------
@@ -312,18 +314,24 @@ class DecoderLayer:
             Past the cache's capacity; nothing is written.
         """
         B, T = self._sizes(x, "decode")
-        if not isinstance(cache, KVCache):
-            raise TypeError(f"DecoderLayer.decode(): 'cache' must be a KVCache, not {type(cache).__name__}")
-        held, wanted = cache.raw["k"].shape, (self.config.num_key_value_heads, self.config.head_dim)
-        if (held[1], held[3]) != wanted:
-            raise ValueError(f"DecoderLayer.decode(): 'cache' has {held[1]} heads of {held[3]} channels, "
+        if not isinstance(cache, (KVCache, PagedBatch)):
+            raise TypeError(f"DecoderLayer.decode(): 'cache' must be a KVCache or a PagedBatch, "
+                            f"not {type(cache).__name__}")
+        held, wanted = cache.storage, (self.config.num_key_value_heads, self.config.head_dim)
+        if (held.kv_heads, held.head_dim) != wanted:
+            raise ValueError(f"DecoderLayer.decode(): 'cache' has {held.kv_heads} heads of {held.head_dim} channels, "
                              f"the config {wanted[0]} of {wanted[1]}")
+        if held.dtype != np.float32 or cache.ring:
+            what = "is a ring, and the layer sees all tokens" if cache.ring else f"holds {held.dtype}, not float32"
+            raise ValueError(f"DecoderLayer.decode(): 'cache' {what}")
         if B != cache.batch:
             raise ValueError(f"DecoderLayer.decode(): 'x' has {B} items, the cache {cache.batch}")
-        counts = cache.counts_of(counts, T, "DecoderLayer.decode")
-        lengths = cache.lengths
-        cos, sin = self.table(int(lengths.max(initial=0)) + T)
-        y = _ck.decoder_fwd(out, cache.raw["k"], cache.raw["v"], *[None] * 20, x, *self._weights(), cos, sin, None,
-                            lengths, counts, self.config.rms_norm_eps, self.config.head_dim ** -0.5)[0]
-        cache.advance(counts)
+        writing = cache.reserve(counts, T, "DecoderLayer.decode")
+        try:
+            cos, sin = self.table(int(writing.lengths.max(initial=0)) + T)
+            y = _ck.decoder_fwd(out, *held.parts, *[None] * 20, x, *self._weights(), cos, sin, None, *writing[:-1],
+                                held.format.number, held.group, self.config.rms_norm_eps, self.config.head_dim**-0.5)[0]
+        except BaseException as error:
+            cancelled(cache, writing, "DecoderLayer.decode", error)
+        cache.commit(writing)
         return y

@@ -37,7 +37,7 @@ LEVELS = {
         "ckernels.parity.invariance",
         "bits that must be equal: prefill ≡ chunks ≡ decode ≡ forward, any threads, any batch",
     ),
-    "kv": ("ckernels.parity.invariance", "prefill, chunks and decode are the full forward, bit for bit"),
+    "kv": ("ckernels.parity.kv", "key-value caches: = is equal bit for bit, a number is error over what is allowed"),
 }
 
 

@@ -171,7 +171,8 @@ class TextReport:
         self.stop()
         self._print()
         self._print(f"{title} ({seconds:.1f} s)", "bold")
-        shown = [c for c in cases if c.verdict != levels.NOT_MEASURED]
+        shown = [c for c in cases if c.verdict != levels.NOT_MEASURED and not c.data.get("matrix")]
+        self._matrix([c for c in cases if c.data.get("matrix")])
         rows = [_row(c) for c in shown]
         columns = [c for c in _COLUMNS if c == "verdict" or any(row[c] for row in rows)]
         if rows:
@@ -179,6 +180,32 @@ class TextReport:
         for case in cases:
             if case.verdict == levels.NOT_MEASURED:
                 self._print(f"not measured: {_label(case)}: {case.note}", "dim")
+
+    def _matrix(self, cases):
+        """Print cases as cells, by name and pass: ``=`` for equal bits, a margin, or the verdict of a failure."""
+        groups = {}  # the rows that have the same columns make a table
+        for case in cases:
+            groups.setdefault((case.name, case.dtype, case.isa), {})[case.what] = case
+        tables = {}
+        for row, cells in groups.items():
+            tables.setdefault(tuple(cells), []).append((row, cells))
+        for columns, rows in tables.items():
+            heads = [" ".join(part for part in row if part) for row, _ in rows]
+            first = max(map(len, heads))
+            self._print(" " * first + "  " + "  ".join(columns), "underline")
+            for head, (_, cells) in zip(heads, rows, strict=True):
+                found = [self._cell(cells[column]).rjust(len(column)) for column in columns]
+                failed = any(case.failed for case in cells.values())
+                self._print(head.ljust(first) + "  " + "  ".join(found), "bold red" if failed else "green")
+                for case in cells.values():
+                    if case.note:
+                        self._print(f"    {case.what}: {case.verdict}: {case.note}", "bold red" if case.failed else "dim")
+
+    @staticmethod
+    def _cell(case):
+        if case.verdict == Verdict.EXACT:
+            return "="
+        return _short(case.margin) if case.verdict in levels.PASSING else "RED"
 
     def _table(self, columns, rows, cases):
         widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
