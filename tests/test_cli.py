@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ckernels import cli
 from ckernels.parity import compare, levels, report
@@ -271,8 +272,7 @@ def test_compare_folders(arrays):
 
 
 def test_compare_safetensors(arrays):
-    save = pytest.importorskip("safetensors.numpy").save_file
-    save({"x": np.load(arrays / "right.npy")}, arrays / "x.safetensors")
+    save_file({"x": np.load(arrays / "right.npy")}, arrays / "x.safetensors")
     assert cli.main(["compare", str(arrays / "x.safetensors"), str(arrays / "exact.npy")]) == 0
 
 
@@ -292,7 +292,6 @@ def test_compare_refuses_what_it_cannot_read(arrays, name, capsys):
 
 def test_a_terminal_gets_colours_and_whole_lines(level, monkeypatch):
     """No cell is cut to the width of the terminal: the name and the verdict are what is looked for."""
-    pytest.importorskip("rich")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
 

@@ -1,14 +1,16 @@
 """Tensors of other libraries: their memory, no copy, read and written; what cannot be lent is named."""
 
 import gc
+import subprocess
 import weakref
 
 import numpy as np
 import pytest
+import torch
 
 import ckernels as ck
+import native
 
-torch = pytest.importorskip("torch")
 W = torch.linspace(0.5, 1.5, 48)
 
 
@@ -169,3 +171,23 @@ def test_the_tensor_is_let_go(old):
     del x, lender
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("found, error", [(False, "TypeError: bfloat16 arrays need the ml_dtypes package"),
+                                          (True, "OSError: a library is missing")])  # fmt: skip
+def test_bfloat16_tells_why_ml_dtypes_cannot_be_had(found, error):
+    """Not installed is one thing, broken another."""
+    code = f"""if True:
+        import sys, torch
+        class Finder:
+            def find_spec(name, path=None, target=None):
+                if name == "ml_dtypes":
+                    raise OSError("a library is missing") if {found} else ModuleNotFoundError(name, name=name)
+        sys.meta_path.insert(0, Finder)
+        sys.modules.pop("ml_dtypes", None)
+        import ckernels as ck
+        x = torch.ones(2, 8, dtype=torch.bfloat16)
+        ck.add(x, x)
+        """
+    run = subprocess.run([native.PYTHON, "-c", code], env=native.ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode != 0 and error in run.stderr, run.stderr

@@ -5,12 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ckernels.parity import Verdict, compare, levels, ops
 from ckernels.parity.specs import SPECS, Probe, names
 from ckernels.parity.specs.spec import as_array
-
-torch = pytest.importorskip("torch", reason="the references of the ops level are PyTorch's")
 
 
 @pytest.fixture(autouse=True)

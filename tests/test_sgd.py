@@ -255,6 +255,33 @@ def test_sgd_updates_nothing_when_one_gradient_is_refused(isa, bad, error, text)
     assert (params["a"] == 1).all() and not optimizer.state
 
 
+@pytest.mark.parametrize("kind", ["f4", "f2"])
+def test_sgd_refuses_memory_that_groups_share(isa, kind):
+    """A gradient of one group is a parameter, or a part of the state, of another; so are two parameters."""
+    a, b = np.ones((2, 8), "f4"), np.ones((2, 8), kind)
+    as_b = a.reshape(-1).view(kind)[:16].reshape(2, 8)
+    groups = [{"params": {"a": a}}, {"params": {"b": b}, "lr": 0.5}]
+    optimizer = SGD(groups, momentum=0.9)
+    with pytest.raises(ValueError, match=r"SGD.step\(\): 'params'\['a'\] is written and overlaps 'grads'\['b'\]"):
+        optimizer.step({"a": a + 1, "b": as_b})
+    with pytest.raises(ValueError, match=r"SGD.step\(\): 'params'\['a'\] is written and overlaps 'grads'\['b'\]"):
+        optimizer.step({"a": a + 1, "b": torch.from_numpy(as_b)})
+    assert (a == 1).all() and (b == 1).all() and not optimizer.state
+    optimizer.step({"a": a + 1, "b": b + 1})
+    buffer = optimizer.state[0]["momentum_buffer"].reshape(-1).view(kind)[:16].reshape(2, 8)
+    with pytest.raises(ValueError, match=r"'momentum_buffer'\['a'\] is written and overlaps 'grads'\['b'\]"):
+        optimizer.step({"a": a + 1, "b": buffer})
+    with pytest.raises(ValueError, match=r"SGD\(\): 'params'\['[ab]'\] is written and overlaps 'params'\['[ab]'\]"):
+        SGD([{"params": {"a": a}}, {"params": {"b": as_b}}])
+
+
+def test_sgd_takes_groups_that_interleave_in_memory(isa):
+    whole = np.ones((2, 8), "f4")
+    groups = [{"params": [whole[:, :4]]}, {"params": [whole[:, 4:]], "lr": 2.0}]
+    SGD(groups, lr=1.0).step([np.ones((2, 4), "f4"), np.ones((2, 4), "f4")])
+    assert (whole == [0] * 4 + [-1] * 4).all()
+
+
 def test_sgd_takes_parameters_that_interleave_in_memory(isa):
     whole = np.ones((2, 8), "f4")
     SGD([whole[:, :4], whole[:, 4:]], lr=1.0).step([np.ones((2, 4), "f4"), np.full((2, 4), 2, "f4")])

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from ckernels.parity.trace import FORMAT, Trace, trace_torch
-
-pytest.importorskip("safetensors")
 
 
 def sample():
@@ -176,13 +176,7 @@ CONFIG = dict(
 )  # fmt: skip
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
-def llama(torch, **changes):
-    transformers = pytest.importorskip("transformers")
+def llama(**changes):
     torch.manual_seed(0)
     module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(CONFIG | changes)))
     with torch.no_grad():
@@ -199,11 +193,11 @@ def batch():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_every_stage_and_gradient_is_there_and_within_budget(torch, tied):
+def test_every_stage_and_gradient_is_there_and_within_budget(tied):
     """Three parties: transformers in float32, our equations in float32 as its peer, in float64 as exact."""
     from ckernels.parity import assert_parity, exact
 
-    module = llama(torch, tie_word_embeddings=tied)
+    module = llama(tie_word_embeddings=tied)
     ids, targets = batch()
     trace = trace_torch(module, ids, targets)
     params = {name: value.detach().numpy() for name, value in module.named_parameters()}
@@ -216,8 +210,8 @@ def test_every_stage_and_gradient_is_there_and_within_budget(torch, tied):
         assert_parity(trace.arrays[name], want[name], peer[name], name=name)
 
 
-def test_the_trace_is_the_run_of_the_module(torch):
-    module = llama(torch)
+def test_the_trace_is_the_run_of_the_module():
+    module = llama()
     ids, _ = batch()
     module.set_attn_implementation("eager")
     with torch.no_grad():
@@ -225,8 +219,8 @@ def test_the_trace_is_the_run_of_the_module(torch):
     assert same_bits(trace_torch(module, ids).arrays["logits"], logits)
 
 
-def test_the_module_is_left_as_it_was_found(torch):
-    module = llama(torch)
+def test_the_module_is_left_as_it_was_found():
+    module = llama()
     ids, targets = batch()
     module.train()
     module.model.layers[1].mlp.eval()
@@ -255,8 +249,8 @@ def test_the_module_is_left_as_it_was_found(torch):
     assert state() == before
 
 
-def test_ids_without_a_batch_get_one_and_targets_must_fit(torch):
-    module = llama(torch)
+def test_ids_without_a_batch_get_one_and_targets_must_fit():
+    module = llama()
     ids, targets = batch()
     trace = trace_torch(module, ids[0])
     assert trace.arrays["layers.1.k_rope"].shape == (1, 2, 7, 16) and trace.inputs["ids"].shape == (1, 7)
@@ -265,19 +259,19 @@ def test_ids_without_a_batch_get_one_and_targets_must_fit(torch):
         trace_torch(module, ids, targets[0])
 
 
-def test_a_module_that_is_no_llama_is_refused(torch):
+def test_a_module_that_is_no_llama_is_refused():
     with pytest.raises(TypeError, match="Linear has no 'model.embed_tokens', so it is no Llama"):
         trace_torch(torch.nn.Linear(2, 2), [[0]])
 
 
-def test_bfloat16_modules_come_as_float32(torch):
-    module = llama(torch).to(torch.bfloat16)
+def test_bfloat16_modules_come_as_float32():
+    module = llama().to(torch.bfloat16)
     trace = trace_torch(module, batch()[0])
     assert {array.dtype for array in trace.arrays.values()} == {np.dtype(np.float32)}
 
 
-def test_a_trace_of_transformers_survives_the_folder(torch, tmp_path):
-    module = llama(torch)
+def test_a_trace_of_transformers_survives_the_folder(tmp_path):
+    module = llama()
     trace = trace_torch(module, *batch())
     trace.save(tmp_path)
     again = Trace.load(tmp_path)
@@ -286,12 +280,12 @@ def test_a_trace_of_transformers_survives_the_folder(torch, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_our_model_has_every_stage_and_gradient_within_budget(torch, tied):
+def test_our_model_has_every_stage_and_gradient_within_budget(tied):
     """Three parties again: our model, transformers in float32, our equations in float64."""
     import ckernels as ck
     from ckernels.parity import assert_parity, exact
 
-    module = llama(torch, tie_word_embeddings=tied)
+    module = llama(tie_word_embeddings=tied)
     ids, targets = batch()
     peer = trace_torch(module, ids, targets)
     model = ck.models.from_torch(module)

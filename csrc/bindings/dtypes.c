@@ -6,7 +6,10 @@
 
 static const char *const names[CK_DTYPES] = {[CK_F32] = "float32", [CK_BF16] = "bfloat16", [CK_F16] = "float16"};
 
-/* ml_dtypes' bfloat16, kept for good; NULL with an exception set where there is none. */
+/*
+ * ml_dtypes' bfloat16, kept for good; NULL with an exception set where there is none: a TypeError where the package is
+ * not installed, else what its import has raised.
+ */
 static PyArray_Descr *
 bfloat16(void)
 {
@@ -21,8 +24,8 @@ bfloat16(void)
     Py_XDECREF(type);
     Py_XDECREF(module);
     if (descr == NULL) {
-        PyErr_Clear();
-        PyErr_SetString(PyExc_TypeError, "bfloat16 arrays need the ml_dtypes package: pip install ml_dtypes");
+        if (module == NULL && PyErr_ExceptionMatches(PyExc_ModuleNotFoundError))
+            PyErr_SetString(PyExc_TypeError, "bfloat16 arrays need the ml_dtypes package: pip install ml_dtypes");
         return NULL;
     }
     PyArray_Descr *none = NULL;

@@ -1,10 +1,11 @@
 """Lists of arrays on their way to one call of the extension, and what a refusal calls their members."""
 import functools
+import math
 import re
 
 import numpy as np
 
-__all__ = ["batches", "call", "matched", "number"]
+__all__ = ["batches", "call", "matched", "number", "refuse_shared"]
 
 _MEMBER = re.compile(r"'(\w+)\[(\d+)\]'")
 
@@ -61,6 +62,47 @@ def is_array(value):
 def rows(array):
     """Return the array, with an axis if it has none: an op wants one."""
     return array if array.shape else array.reshape(1)
+
+
+def _bounds(array):
+    """Return where the memory of an array or of a tensor begins and ends; of what is neither, nobody tells."""
+    if isinstance(array, np.ndarray):
+        return np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
+    if not hasattr(array, "data_ptr"):
+        return 0, 0
+    size = math.prod(array.shape)
+    reach = sum((n - 1) * step for n, step in zip(array.shape, array.stride(), strict=True)) if size else -1
+    return array.data_ptr(), array.data_ptr() + (reach + 1) * array.element_size()
+
+
+def _share(x, y):
+    """Whether two arrays whose bounds overlap have an element in common; yes where one is a tensor."""
+    return not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)) or np.shares_memory(x, y)
+
+
+def refuse_shared(where, lists):
+    """Raise where an array of one call shares memory with one that another call writes.
+
+    Parameters
+    ----------
+    where : str
+        What the message begins with.
+    lists : iterable of (int, str, sequence, sequence, bool)
+        The number of a call, the name of a list, the keys and the arrays of its members, and whether they are written.
+        What members of one call share is for the call to refuse.
+    """
+    found = [(*_bounds(array), number, written, f"'{name}'[{key!r}]", array)
+             for number, name, keys, arrays, written in lists for key, array in zip(keys, arrays, strict=True)]
+    found.sort(key=lambda one: one[:2])
+    open_ones = []  # those that begin before this one and may reach into it
+    for one in found:
+        low, high, number, written, name, array = one
+        open_ones = [other for other in open_ones if other[1] > low]
+        for other in open_ones if high > low else ():
+            if other[2] != number and (written or other[3]) and _share(array, other[5]):
+                first, second = (name, other[4]) if written else (other[4], name)
+                raise ValueError(f"{where}: {first} is written and overlaps {second}")
+        open_ones.append(one)
 
 
 def call(where, keys, names, op, *args):

@@ -7,7 +7,7 @@ import numpy as np
 
 from ckernels import _ck
 from ckernels.optim.clip_grad_norm import clip_factor, norm_of
-from ckernels.optim.lists import batches, call, dtype_of, is_array, matched, number, rows
+from ckernels.optim.lists import batches, call, dtype_of, is_array, matched, number, refuse_shared, rows
 from ckernels.runtime import empty
 
 __all__ = ["Optimizer"]
@@ -90,6 +90,9 @@ class Optimizer:
         for _, some in batches(range(len(keyed)), dtypes):  # a scale of 1: only checks
             call(where, [self._keys[i] for i in some], {"grads": "params"}, _ck.grad_scale,
                  [self._rows[i] for i in some], 1.0)
+        by_dtype = batches(range(len(keyed)), dtypes)
+        refuse_shared(where, [(i, "params", [self._keys[j] for j in some], [self._rows[j] for j in some], True)
+                              for i, (_, some) in enumerate(by_dtype)] if len(by_dtype) > 1 else ())
         self._batches = batches(range(len(keyed)), list(zip(group_of, dtypes, strict=True)))
 
     def _fitting(self, where, grads):
@@ -138,6 +141,15 @@ class Optimizer:
                                       [self._rows[i] for i in indices], [rows(grads[i]) for i in indices], entries))
         return todo
 
+    def _lists(self, todo, zero_grads):
+        """Yield what each of several calls reads and writes, for :func:`refuse_shared`."""
+        for number_of_call, batch in enumerate(todo):
+            yield number_of_call, "params", batch.keys, batch.params, True
+            yield number_of_call, "grads", batch.keys, batch.grads, zero_grads
+            for name in self._names(batch.group):
+                if name != "step":
+                    yield number_of_call, name, batch.keys, batch.arrays(name), True
+
     def step(self, grads, max_norm=None, *, zero_grads=False):
         """Update the parameters.
 
@@ -161,7 +173,8 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            A gradient of the wrong kind, dtype, shape or layout, a key without a parameter. Nothing has been updated.
+            A gradient of the wrong kind, dtype, shape or layout, a key without a parameter, memory in common with what
+            is written, in whatever group. Nothing has been updated.
         KeyboardInterrupt
             Some parameters may have been updated, others not.
         """
@@ -175,6 +188,8 @@ class Optimizer:
         todo, norm, scale = self._todo(grads), None, 1.0
         for batch in todo if len(todo) > 1 else ():  # all of them, before one is updated
             self._update(where, batch, scale, zero_grads, check=True)
+        if len(todo) > 1:
+            refuse_shared(where, self._lists(todo, zero_grads))
         if max_norm is not None:
             norm = norm_of(where, self._keys, [None if grad is None else rows(grad) for grad in grads])
             scale = clip_factor(norm, max_norm)
