@@ -86,6 +86,7 @@ CASES = {
     "D128": ((1, 6, 2, 43, 260, 128), {"is_causal": True, "q_offset": 217}),
     "D256": ((1, 2, 1, 5, 300, 256), {}),
     "more queries than a task": ((1, 1, 1, 259, 270, 16), {"is_causal": True}),
+    "chunks of queries": ((1, 2, 1, 777, 780, 20), {"is_causal": True, "q_offset": 3}),
     "window": ((1, 4, 2, 140, 300, 24), {"window": (37, 0), "q_offset": 150}),
     "window both sides": ((2, 2, 1, 70, 290, 12), {"window": (5, 9), "q_offset": np.array([0, 200])}),
     "window right": ((1, 2, 1, 10, 300, 12), {"window": (None, 3), "q_offset": 255}),
@@ -247,6 +248,25 @@ def test_attention_backward_agrees_with_differences_of_our_own_forward(isa, rng)
     open_ = abs(near - far) / 3 + np.abs(dy).sum() * np.abs(v).max() * 8 * np.finfo("f4").eps / h
     assert abs((4 * near - far) / 3 - ours) <= open_
     assert open_ < 0.05 * ours  # otherwise this shows nothing
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 2, 70, 150, 40), (2, 4, 1, 1, 270, 96), (1, 2, 1, 3, 300, 80)], ids=str)
+def test_attention_of_sixteen_bits(isa, rng, dtype, shape):
+    """Against PyTorch's own in the same dtype: a block, and few rows, which are read where they lie."""
+    B, H, G, T, S, D = shape
+    q, k, v = (x.astype(dtype) for x in inputs(rng, *shape))
+    dy = normal(rng, *q.shape).astype(dtype)
+    offset = S - T
+    keep = torch.from_numpy(np.arange(S) <= np.arange(T)[:, None] + offset)
+    exact, peer = [], []
+    for results, precision in ((exact, torch.float64), (peer, getattr(torch, dtype.name))):
+        leaves = [torch.from_numpy(x.astype("f4")).to(precision).requires_grad_() for x in (q, k, v)]
+        y = F.scaled_dot_product_attention(*leaves, keep, enable_gqa=True)
+        results += [y.detach(), *torch.autograd.grad(y, leaves, torch.from_numpy(dy.astype("f4")).to(precision))]
+    y, ctx = ck.attention_forward(q, k, v, is_causal=True, q_offset=offset)
+    for name, ours, e, p in zip(("y", "q", "k", "v"), (y, *ck.attention_backward(dy, ctx)[:3]), exact, peer, strict=True):
+        assert ours.dtype == dtype
+        assert_parity(ours, e, p, name=name)
 
 
 # --- equal bits -------------------------------------------------------------------------------------------------------
@@ -478,6 +498,17 @@ def test_nan_and_inf_go_where_the_arithmetic_puts_them(isa, rng):
     v[0, 0, 299, 2] = np.inf
     y = ck.attention(q, k, v)
     assert (y[..., 2] == np.inf).all() and np.isfinite(np.delete(y, 2, -1)).all()
+
+
+@pytest.mark.parametrize("sink", [np.inf, np.nan])
+def test_a_sink_that_is_no_number_makes_its_rows_none(isa, rng, sink):
+    """exp(inf - inf) is NaN, and so is what it is added to: with keys and without."""
+    q, k, v = inputs(rng, 1, 2, 1, 3, 5, 8)
+    sinks = np.array([sink, 0.5], "f4")
+    for keys in 5, 0:
+        y, lse = ck.attention(q, k[:, :, :keys], v[:, :, :keys], sinks=sinks, return_lse=True)
+        assert np.isnan(y[:, 0]).all() and np.isnan(lse[:, 0]).all()
+        assert np.isfinite(y[:, 1]).all() and np.isfinite(lse[:, 1]).all()
 
 
 # --- sizes, refusals --------------------------------------------------------------------------------------------------
