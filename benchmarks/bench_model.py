@@ -1,4 +1,4 @@
-"""Whole models beside transformers in float32: a training step of small ones, SmolLM2-135M forward and decode.
+"""Whole models beside transformers in float32: training steps of small ones and SmolLM2-135M, its forward and decode.
 
 Operations counted: 2 a weight and token forward, 6 in a step; so `limit` is the share of the fused multiply-adds.
 """
@@ -78,6 +78,17 @@ def torch_decode(s):
     return logits
 
 
+@cache
+def training():
+    """SmolLM2-135M on both sides with AdamW; the weights of both move, which changes no time."""
+    s = real()
+    s.opt = ck.optim.AdamW(s.model.params, lr=1e-6)
+    s.labels = np.roll(s.ids, -1)
+    if torch:
+        s.popt, s.tlabels = torch.optim.AdamW(s.peer.parameters(), lr=1e-6), torch.from_numpy(s.labels)[None]
+    return s
+
+
 def torch_forward(s):
     """All logits."""
     with torch.inference_mode():
@@ -90,3 +101,4 @@ for name in "tiny", "medium":
 FLOPS = 2 * 134_515_008
 run("forward", "SmolLM2-135M, 512", lambda rng: real(), lambda s: s.model(s.ids), torch_forward, flops=512 * FLOPS)
 run("decode", "SmolLM2-135M, at 256", lambda rng: real(), decode, torch_decode, flops=FLOPS)
+run("training step", "SmolLM2-135M, 512", lambda rng: training(), step, torch_step, flops=3 * 512 * FLOPS)

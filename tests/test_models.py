@@ -1,5 +1,6 @@
 """Whole models: configurations, parameters, logits, gradients, caches, generation, traces."""
 import dataclasses
+import hashlib
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -551,6 +552,51 @@ class TestGradients:
         for name in total:
             np.testing.assert_array_equal(total[name], (parts[0][1][name] + parts[1][1][name]) + parts[2][1][name])
 
+    def test_bits_do_not_depend_on_threads(self, rng):
+        """More rows than a block of linear_cross_entropy, more classes than one, and a batch."""
+        model = lively(dataclasses.replace(configs.gqa, vocab_size=2500))
+        ids, targets = draw(rng, 3, 101, vocab=2500), draw(rng, 3, 101, vocab=2500, ignored=7)
+        want = None
+        for n in (1, 2, 3, 7):
+            ck.set_num_threads(n)
+            loss, grads = model.loss_and_grads(ids, targets)
+            found = [loss, *(grad.tobytes() for grad in grads.values())]
+            want = want or found
+            assert found == want
+
+    def test_an_optimizer_s_step_and_a_user_s_own_are_seen_by_the_next_call(self, rng):
+        model, ids = lively(configs.gqa), draw(rng, 1, 9)
+        opt = ck.optim.SGD(model.params, lr=0.1)
+        cache = model.new_cache(9)
+        model(ids[:, :4], cache=cache)
+        for change in range(3):
+            if change == 0:
+                opt.step(model.loss_and_grads(ids, ids)[1])
+            elif change == 1:
+                model.params["model.layers.1.mlp.up_proj.weight"][3, 5] += 0.5  # one number, by the user's own hand
+            else:
+                model.params[EMBEDDING] = model.params[EMBEDDING] * np.float32(1.5)
+            fresh = Model(model.config, {name: value.copy() for name, value in model.params.items()})
+            np.testing.assert_array_equal(model(ids), fresh(ids))
+            other = fresh.new_cache(9)
+            for held, mine in zip(other.layers, cache.layers, strict=True):
+                held.append(*(np.stack([part(0)])[:, :, :4] for part in (mine.keys, mine.values)))
+            np.testing.assert_array_equal(model(ids[:, 4:5], cache=cache), fresh(ids[:, 4:5], cache=other))
+            cache.truncate(4)
+            want = list(fresh.generate(ids, max_new_tokens=3))
+            assert list(model.generate(ids, max_new_tokens=3)) == want
+
+    def test_holds_no_matrix_of_logits(self, rng):
+        config = dataclasses.replace(configs.single_layer, hidden_size=8, intermediate_size=8, vocab_size=30000)
+        model = Model(config)
+        ids = draw(rng, 1, 1000, vocab=30000)
+        model.loss_and_grads(ids, ids)
+        ck.empty_cache()
+        before = ck.memory_stats()["in_use"]
+        model.loss_and_grads(ids, ids)
+        logits = ids.size * config.vocab_size * 4
+        assert ck.memory_stats()["peak"] - before < 0.4 * logits  # those of 256 tokens, and what else there is
+
     def test_inputs_are_left_alone(self, model, rng):
         ids, targets = draw(rng, 2, 5), draw(rng, 2, 5, ignored=2)
         kept = {name: value.copy() for name, value in model.params.items()}
@@ -706,7 +752,33 @@ class TestTrace:
 
 
 class TestSmolLM2:
-    """The real model decides in which order llama files hold the rows of q and k."""
+    """The real model decides in which order llama files hold the rows of q and k, and has 30 layers for bits to differ."""
+
+    def test_bits_do_not_depend_on_threads_chunks_or_batch(self, rng):
+        model = ck.models.load(fetch("smollm2-135m", progress=False))
+        ids = draw(rng, 3, 19, vocab=model.config.vocab_size)
+        ck.set_num_threads(1)
+        whole = model(ids)
+        np.testing.assert_array_equal(model(ids[1]), whole[1])  # alone
+        for n in (2, 3, 7):
+            ck.set_num_threads(n)
+            np.testing.assert_array_equal(model(ids[:, :11]), whole[:, :11])
+            cache = model.new_cache(19, batch=3)
+            for begin, end in zip((0, 5, 12, *range(13, 19)), (5, 12, *range(13, 20)), strict=True):
+                np.testing.assert_array_equal(model(ids[:, begin:end], cache=cache), whole[:, begin:end])
+
+    def test_bits_of_a_training_step_do_not_depend_on_threads(self, rng):
+        model = ck.models.load(fetch("smollm2-135m", progress=False))
+        ids = draw(rng, 2, 9, vocab=model.config.vocab_size)
+        found = set()
+        for n in (1, 2, 3, 7):
+            ck.set_num_threads(n)
+            loss, grads = model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+            digest = hashlib.sha1(np.float64(loss).tobytes(), usedforsecurity=False)
+            for grad in grads.values():
+                digest.update(grad)
+            found.add(digest.hexdigest())
+        assert len(found) == 1
 
     def test_only_the_order_we_read_is_a_language_model(self):
         path = fetch("smollm2-135m", progress=False)

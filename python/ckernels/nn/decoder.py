@@ -47,14 +47,23 @@ class Context(NamedTuple):
     positions: np.ndarray | None
 
 
-def _carve(shapes):
-    """Return a float32 array of each shape by name, all of them parts of one block: the arena then keeps few of them."""
-    starts, total = {}, 0
+def _padded(shape):
+    """Return the elements that an array takes in a block: whole lines."""
+    return (math.prod(shape) + 15) // 16 * 16
+
+
+def _carve(shapes, other=0):
+    """Return a float32 array of each shape by name, all of them parts of one block: the arena then keeps few of them.
+
+    What a layer keeps for backward and its gradients are made by this: of two blocks of about one size the smaller is
+    made as large as the ``other``, so that the gradients of a layer take the place of what the layer above it kept.
+    """
+    total = sum(map(_padded, shapes.values()))
+    block = empty((other if total < other <= 1.5 * total else total,))
+    starts, at = {}, 0
     for name, shape in shapes.items():
-        starts[name] = total
-        total += (math.prod(shape) + 15) // 16 * 16
-    block = empty((total,))
-    return {name: block[starts[name] : starts[name] + math.prod(shape)].reshape(shape) for name, shape in shapes.items()}
+        starts[name], at = at, at + _padded(shape)
+    return {name: block[starts[name] :][: math.prod(shape)].reshape(shape) for name, shape in shapes.items()}
 
 
 def _as_read(name, array):
@@ -223,8 +232,10 @@ class DecoderLayer:
                   "rstd2": (B, T), "ln2": (B, T, C), "gate": (B, T, F), "up": (B, T, F), "act": (B, T, F),
                   "down": (B, T, C)}
         only_seen = ("q", "k", "scores", "probs", "proj", "down")
-        made = dict.fromkeys(shapes) | _carve({name: shape for name, shape in shapes.items()
-                                               if (stages is not None if name in only_seen else want)})
+        wanted = {name: shape for name, shape in shapes.items()
+                  if (stages is not None if name in only_seen else want)}
+        gradients = sum(_padded(array.shape) for array in self.params.values()) if keep else 0
+        made = dict.fromkeys(shapes) | _carve(wanted, gradients)
         cos, sin = self._angles(positions, T)
         y = _ck.decoder_fwd(out, *[None] * 6, *made.values(), x, *self._weights(), cos, sin, positions,
                             *[None] * 5, 0, 0, self.config.rms_norm_eps, D ** -0.5)[0]
@@ -264,7 +275,7 @@ class DecoderLayer:
                   "d_probs": (B, H, T, T), "d_attn": (B, T, H, D), "d_residual1": (B, T, C), "d_ln2": (B, T, C),
                   "d_gate": (B, T, F), "d_up": (B, T, F), "d_act": (B, T, F)}
         made = dict.fromkeys(shapes) if stages is None else _carve(shapes)
-        grads, add = self._gradients(accumulate_into)
+        grads, add = self._gradients(accumulate_into, getattr(ctx.rstd1.base, "size", 0))
         cos, sin = self._angles(ctx.positions, T)
         dx = _ck.decoder_bwd(None, *(grads[name].reshape(self._shapes[name]) for name in NAMES), *made.values(), dy,
                              *ctx[:-1], *self._weights(), cos, sin, ctx.positions, D ** -0.5, add)[0]
@@ -273,14 +284,14 @@ class DecoderLayer:
             stages.update({f"d_{name}": _as_read(f"d_{name}", made[f"d_{name}"]) for name in STAGES})
         return dx, grads
 
-    def _gradients(self, accumulate_into):
-        """Return an array for every gradient, and whether to add: all given, or none."""
+    def _gradients(self, accumulate_into, kept):
+        """Return an array for every gradient, and whether to add: all given, or none; ``kept``: the block of ctx."""
         given = accumulate_into or {}
         if unknown := [name for name in given if name not in self.params]:
             raise ValueError(f"DecoderLayer.backward(): 'accumulate_into' has no parameter {', '.join(unknown)}")
         grads = {name: given.get(name) for name in NAMES}
         if not given:
-            return _carve({name: self.params[name].shape for name in NAMES}), False
+            return _carve({name: self.params[name].shape for name in NAMES}, kept), False
         for name in NAMES:
             if grads[name] is None:
                 grads[name] = np.zeros(self.params[name].shape, np.float32)
