@@ -287,7 +287,7 @@ def test_every_op_refuses_what_does_not_fit(op, rng):
         for wrong in (
             good[i].astype("c8"),
             good[i].astype("i2"),
-            good[i].astype(good[i].dtype.newbyteorder()),
+            *([] if good[i].itemsize == 1 else [good[i].astype(good[i].dtype.newbyteorder())]),  # a byte has no order
             good[i].astype(object),
             *([] if axes is good[i] else [axes]),
         ):

@@ -140,6 +140,27 @@ def test_refusals_name_the_argument_and_change_nothing(rng, call, error, text):
     assert bits(pool.raw) == before and pool.length(s) == 2 and pool.free_blocks == 11
 
 
+@pytest.mark.parametrize("changes, error, text", [
+    (dict(table=[[0, 12]]), IndexError, "'table' holds block 12, and there are 12"),
+    (dict(table=[[0, -1]]), IndexError, "'table' holds block -1"),
+    (dict(table=[[0]]), ValueError, "item 0 holds 2 tokens of 3: 3 more do not fit"),
+    (dict(copy_from=[3], copy_to=[12]), IndexError, "'copy_to' holds 12 for block 3 of 12"),
+    (dict(copy_from=[3]), ValueError, "'copy_from' and 'copy_to' come together"),
+    (dict(lengths=[-1]), ValueError, "item 0 holds -1 tokens"),
+    (dict(format=6), ValueError, "'format' is 6, which is none"),
+    (dict(format=1), ValueError, "'codes' has rows of 128 bytes, 32 channels need 32|'scales' and 'biases'"),
+])
+def test_the_c_function_refuses_by_itself(rng, changes, error, text):
+    pool, x = pool_of(), draw(rng, (1, 2, 3, 32), "f4")
+    given = dict(lengths=[2], counts=[3], table=[[0, 1]], copy_from=None, copy_to=None) | changes
+    arrays = [None if given[name] is None else np.array(given[name], np.int64)
+              for name in ("lengths", "counts", "table", "copy_from", "copy_to")]
+    before = bits(pool.raw)
+    with pytest.raises(error, match=text):
+        ck._ck.kv_append(*pool.storage.parts, x, x, *arrays, False, changes.get("format", 0), 32)
+    assert bits(pool.raw) == before
+
+
 def test_a_freed_sequence_is_none_and_no_number_comes_back():
     pool = pool_of()
     a = pool.new()

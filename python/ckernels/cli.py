@@ -260,7 +260,7 @@ def _run_level(name, options, outputs, arguments):
     options.tell(title)
     try:
         asked = levels.dtypes_of(options)
-        if name not in ("ops", "kv") and asked and "float32" not in asked:  # what ran would be float32 under another name
+        if name not in ("ops", "kv") and asked and "float32" not in asked:  # it would be float32 under another name
             cases.append(levels.not_measured(name, name, f"this level runs in float32, not in {', '.join(asked)}"))
             run = ()
         else:

@@ -43,8 +43,8 @@ class PagedKVCache:
     -----
     A sequence is an integer from :meth:`new` or :meth:`fork`.  Position s of it lies in slot ``s % block_size`` of
     block ``block_table(sequence)[s // block_size]``.  Sequences may share blocks; one that appends to a shared block
-    first copies it.  Attention gives the bits of a :class:`KVCache` that holds the same tokens, whichever blocks hold them.
-    One thread at a time may change a pool.
+    first copies it.  Attention gives the bits of a :class:`KVCache` that holds the same tokens, whichever blocks hold
+    them.  One thread at a time may change a pool.
 
     Examples
     --------

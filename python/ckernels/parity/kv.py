@@ -76,7 +76,11 @@ class _Cells:
 
 def _bits(what, pairs):
     """Compare pairs of arrays bit for bit, all as one: bytes as numbers of a float32."""
-    sides = [np.concatenate([np.frombuffer(pair[i].tobytes(), np.uint8) for pair in pairs]) for i in (0, 1)]
+
+    def joined(i):
+        return np.frombuffer(b"".join(np.ascontiguousarray(pair[i]).tobytes() for pair in pairs), np.uint8)
+
+    sides = joined(0), joined(1)
     return compare(sides[0].astype(np.float32), sides[1].astype(np.float32), bitwise=True, name=what)
 
 
@@ -99,7 +103,7 @@ class _Tokens:
         self.q = rng.standard_normal((len(LENGTHS), H, 16, D)).astype(self.dtype)
         self.options = {"softcap": 20.0, "sinks": rng.standard_normal(H).astype(np.float32)}
 
-    def cache(self, slack=13, batch=len(LENGTHS), capacity=None, **options):
+    def cache(self, slack=13, batch=3, capacity=None, **options):
         import ckernels as ck
 
         made = ck.KVCache(G, D, capacity or int(LENGTHS.max()) + slack, batch=batch, dtype=self.dtype, quant=self.quant,
@@ -149,7 +153,7 @@ def _form(dtype, quant, seed):
     yield cell("read back", lambda: [
         (array, np.ascontiguousarray(kv_exact.elements(x[b, :, :n], quant, 32)))
         for b, n in enumerate(LENGTHS)
-        for array, x in ((np.ascontiguousarray(whole.keys(b)), tokens.k), (np.ascontiguousarray(whole.values(b)), tokens.v))
+        for array, x in ((whole.keys(b), tokens.k), (whole.values(b), tokens.v))
     ])
     yield cell("chunks", lambda: _chunks(tokens, whole))
     yield cell("batched", lambda: _batched(tokens))
@@ -164,7 +168,10 @@ def _form(dtype, quant, seed):
 
 def _stored(tokens, whole):
     """What is stored where, and that nothing else is touched."""
-    expected = {name: np.full(array.shape, 0xFF, np.uint8).repeat(array.itemsize, -1) for name, array in whole.raw.items()}
+    expected = {
+        name: np.full((*array.shape[:-1], array.shape[-1] * array.itemsize), 0xFF, np.uint8)
+        for name, array in whole.raw.items()
+    }
     for side, x in ("k", tokens.k), ("v", tokens.v):
         for b, n in enumerate(LENGTHS):
             rows = np.ascontiguousarray(x[b, :, :n])
@@ -306,7 +313,7 @@ def _float64(tokens, want):
 
 
 def _model(name, quant, seed):
-    """Rows of a model: whole prefill against chunks, single tokens, ragged steps and pages, with caches of one format."""
+    """Rows of a model: whole prefill against chunks, single tokens, ragged steps and pages, in one format."""
     from ckernels.models import Model, configs
 
     from .invariance import _ragged_case, in_chunks

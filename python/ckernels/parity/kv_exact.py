@@ -35,7 +35,8 @@ def quantised(x, quant, group):
         scale = no_smaller(np.where(high == low, f32(1), (high - low) / levels), dtype)
         bias = rounded(low, dtype) + f32(0)
         steps = (groups - bias[..., None]) / scale[..., None] + f32(0.5)
-        codes = np.clip(steps, f32(0), levels).astype(np.uint32).reshape(*x.shape[:-1], x.shape[-1] * bits // 32, 32 // bits)
+        codes = np.clip(steps, f32(0), levels).astype(np.uint32)
+        codes = codes.reshape(*x.shape[:-1], x.shape[-1] * bits // 32, 32 // bits)
         shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
         return {"codes": (codes << shifts).sum(-1, dtype=np.uint32), "scales": scale.astype(dtype),
                 "biases": bias.astype(dtype)}

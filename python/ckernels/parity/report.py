@@ -197,9 +197,8 @@ class TextReport:
                 found = [self._cell(cells[column]).rjust(len(column)) for column in columns]
                 failed = any(case.failed for case in cells.values())
                 self._print(head.ljust(first) + "  " + "  ".join(found), "bold red" if failed else "green")
-                for case in cells.values():
-                    if case.note:
-                        self._print(f"    {case.what}: {case.verdict}: {case.note}", "bold red" if case.failed else "dim")
+                for case in filter(lambda case: case.note, cells.values()):
+                    self._print(f"    {case.what}: {case.verdict}: {case.note}", "bold red" if case.failed else "dim")
 
     @staticmethod
     def _cell(case):
