@@ -6,6 +6,7 @@ Importing this package needs NumPy alone. The levels that use PyTorch import it 
 from .compare import Report, Verdict, assert_parity, compare
 from .diagnose import Diagnosis, diagnose
 from .diff import Diff, diff
+from .shrinking import shrink
 from .telling import Probe, probe
 from .trace import Trace, trace_torch
 
@@ -21,5 +22,6 @@ __all__ = [
     "diagnose",
     "diff",
     "probe",
+    "shrink",
     "trace_torch",
 ]

@@ -190,7 +190,7 @@ def visible(g, length, keys, shift=0, open_=False, wider=0, windowless=False):
     return seen
 
 
-def _probs(g, i, *, sinkless=False, raw=False, padding=0, **mask):
+def _probs(g, i, *, sinkless=False, raw=False, tile=None, **mask):
     scores, number = g.at(i, "scores"), g.number
     seen = visible(g, *scores.shape[-2:], **mask)
     sinks = f"model.layers.{i}.self_attn.sinks"
@@ -202,7 +202,8 @@ def _probs(g, i, *, sinkless=False, raw=False, padding=0, **mask):
     weights = np.where(seen, np.exp((scores - top[..., None]).astype(narrow)), 0).astype(number.dtype)
     total = number.sum(weights)
     total = total if sinks is None else total + np.exp(sinks - top)
-    total = total + padding * np.exp(-top) if padding else total
+    if tile:  # keys of zeros fill the last tile and are not masked
+        total = total + (-scores.shape[-1] % tile) * np.exp(-top)
     return weights / np.where(total == 0, 1, total)[..., None]
 
 

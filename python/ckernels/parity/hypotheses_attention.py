@@ -120,7 +120,7 @@ def attention(graft, index):
         pad = -length % tile
         if pad:
             fix = f"mask the {pad} keys that pad the last tile"
-            yield make(f"key tail not masked (tiles of {tile})", fix, probs={"padding": pad})
+            yield make(f"key tail not masked (tiles of {tile})", fix, probs={"tile": tile})
         if length > tile:
             fix = "multiply the earlier sum and output by exp(old maximum - new maximum)"
             yield make(f"no rescale when merging (blocks of {tile})", fix, attn={"block": tile})
