@@ -5,7 +5,8 @@ import ckernels as ck
 from harness import normal, run, tensor, torch
 from openblas import through
 
-SIZES = [(1, 1024, 1024, 1024), (9, 512, 64, 512), (9, 512, 512, 64), (64, 31, 33, 35)]
+SIZES = [(1, 2048, 2048, 2048), (1, 1024, 1024, 1024), (1, 700, 1111, 901), (9, 512, 64, 512),
+         (9, 512, 512, 64), (64, 31, 33, 35)]
 
 
 def make(ta, tb, batch, M, K, N):

@@ -553,6 +553,36 @@ FAULTS = [
     Fault("clip_grad_norm: the last elements not counted",
           [("csrc/kernels/clip_grad_norm.c", "            add_squares(lane, wide, at.n - c);", "            add_squares(lane, wide, at.n - c - 1);")],
           "tests/test_adamw.py tests/test_sgd.py"),
+    Fault("linear: the weight transposed",
+          [("csrc/ops/linear.c", ".residual = a->residual, .transpose_b = true,", ".residual = a->residual, .transpose_b = false,")],
+          "tests/test_linear.py"),
+    Fault("linear: bias missing",
+          [("csrc/kernels/gemm.c", "if (a->bias != NULL)", "if (a->bias != NULL && a->K == 0)")],
+          "tests/test_linear.py"),
+    Fault("linear: bias doubled",
+          [("csrc/kernels/gemm.c", "z = v16_add(z, v16_load(a->bias + at->n + j, n));",
+            "z = v16_fma(v16_load(a->bias + at->n + j, n), v16_splat(2), z);")],
+          "tests/test_linear.py"),
+    Fault("linear: the tail of K dropped",
+          [("csrc/kernels/gemm.c", "    const size_t K = a->K - k < CK_GEMM_K ? a->K - k : CK_GEMM_K, column",
+            "    const size_t K = a->K - k < CK_GEMM_K ? a->K - k - (a->K - k > 1) : CK_GEMM_K, column")],
+          "tests/test_linear.py"),
+    Fault("linear: sums kept in 16 bits",
+          [("csrc/kernels/gemm.c", "    multiply(&o, w->at.rows, wide);",
+            "    multiply(&o, w->at.rows, wide);\n"
+            "    for (size_t i = 0; i < w->at.rows * wide; i++) {\n"
+            "        float *at = o.sum + i / wide * o.stride + i % wide * 16;\n"
+            "        elem few[16];\n"
+            "        v16_store(few, v16_load_f32(at, 16), 16);\n"
+            "        v16_store_f32(at, v16_load(few, 16), 16);\n"
+            "    }")],
+          "tests/test_linear_bits.py"),
+    Fault("linear: gelu by erf where tanh is asked for",
+          [("csrc/kernels/gemm.c", "case CK_GELU_TANH: return v16_gelu_tanh_elem(z);", "case CK_GELU_TANH: return v16_gelu_elem(z);")],
+          "tests/test_linear_bits.py"),
+    Fault("linear: the chains of one row added backwards",
+          [("csrc/kernels/gemm_row.h", "v16_load_f32(turned + 16 * l, 16));", "v16_load_f32(turned + 16 * (16 - l), 16));")],
+          "tests/test_linear_bits.py"),
 ]
 
 

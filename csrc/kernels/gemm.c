@@ -1,9 +1,13 @@
 #include "kernels/kernel.h"
-#include "ops/gemm.h"
-#include "simd/activation.h"
+#include "kernels/gemm_row.h"
 #include "simd/panel.h"
+#include "simd/short.h"
 
-enum { TURNED = 4, AHEAD = 128 }; /* most rows for which panels are not packed; floats to prefetch ahead in each row */
+enum {
+    TURNED = 4,  /* most rows for which the panels of a plain weight are not packed */
+    AHEAD = 128, /* elements to prefetch ahead in each row of it */
+    DIRECT = CK_TILE_ROWS < 4 ? CK_TILE_ROWS : 4, /* most rows for which 16-bit panels are widened as they are used */
+};
 
 /* A block of A: rows m.., K of its columns from k on; row i to a + i*CK_GEMM_STEP. */
 static void
@@ -18,13 +22,19 @@ take_a(float *to, const struct ck_gemm *a, const ck_gemm_block *at, size_t k, si
         ck_turn(to + i, CK_GEMM_STEP, &a->a, item * a->K + k + i, K - i, at->m, at->rows);
 }
 
-/* The panel of columns n.. of B, K of its rows from k on. */
+/* The panel of columns n.. of B, K of its rows from k on, as floats. */
 static const float *
 take_b(float *to, const struct ck_gemm *a, size_t batch, size_t n, size_t k, size_t K)
 {
     const size_t item = a->share_b ? 0 : batch;
-    if (a->packed != NULL)
-        return a->packed + (n / CK_PANEL * a->K + k) * CK_PANEL;
+    if (a->packed != NULL) {
+        const elem *const panel = a->packed + (n / CK_PANEL * a->K + k) * CK_PANEL;
+        if (CK_IS_FLOAT)
+            return (const float *)panel;
+        for (size_t i = 0; i < K * CK_PANEL; i += CK_PANEL)
+            v16_store_f32(to + i, v16_load(panel + i, CK_PANEL), CK_PANEL);
+        return to;
+    }
     if (a->transpose_b)
         ck_turn(to, CK_PANEL, &a->b, item * a->N + n, a->N - n, k, K);
     else
@@ -34,7 +44,7 @@ take_b(float *to, const struct ck_gemm *a, size_t batch, size_t n, size_t k, siz
 
 typedef struct {
     const float *a, *b;
-    size_t panel; /* floats from one panel of b to the next */
+    size_t panel; /* numbers from one panel of b to the next */
     size_t K;
     float *sum;
     size_t stride;
@@ -66,14 +76,36 @@ multiply(const operands *o, size_t rows, size_t panels)
     }
 }
 
+/* The same for DIRECT rows at most and packed panels of 16 bits. */
+static void
+multiply_direct(const operands *o, const elem *b, size_t rows, size_t panels)
+{
+#define CK_DIRECT(h)                                                                                              \
+    if (rows == h && panels == CK_TILE_PANELS)                                                                    \
+        ck_tile_elem(h, CK_TILE_PANELS, o->a, CK_GEMM_STEP, b, o->panel, o->K, o->sum, o->stride, o->first);      \
+    else if (rows == h)                                                                                           \
+        ck_tile_elem(h, 1, o->a, CK_GEMM_STEP, b, o->panel, o->K, o->sum, o->stride, o->first);
+    CK_DIRECT(1)
+    CK_DIRECT(2)
+#if !defined(CK_TILE_PORTABLE_H)
+    CK_DIRECT(3)
+    CK_DIRECT(4)
+#endif
+}
+
 static inline v16
 activate(v16 z, int64_t activation)
 {
-    if (activation == CK_RELU)
-        return v16_max(v16_zero(), z); /* max keeps a NaN that comes second */
-    if (activation == CK_SILU)
-        return v16_silu(z);
-    return z;
+    switch (activation) {
+    case CK_RELU: return v16_relu(z);
+    case CK_SILU: return v16_silu_elem(z);
+    case CK_GELU: return v16_gelu_elem(z);
+    case CK_GELU_TANH: return v16_gelu_tanh_elem(z);
+    case CK_GELU_SIGMOID: return v16_gelu_sigmoid_elem(z);
+    case CK_SIGMOID: return v16_sigmoid_elem(z);
+    case CK_TANH: return v16_tanh_elem(z);
+    default: return z;
+    }
 }
 
 /* bias, activation, residual; then to c. */
@@ -155,11 +187,16 @@ strip(const struct ck_gemm *a, const work *w, const float *rows, size_t n, size_
     const size_t left = (w->at.columns - n + CK_PANEL - 1) / CK_PANEL;
     const size_t wide = left < CK_TILE_PANELS ? 1 : CK_TILE_PANELS;
     operands o = {.a = rows, .K = K, .sum = w->sums + n, .stride = w->stride, .first = k == 0,
-                  .panel = (a->packed != NULL ? a->K : CK_GEMM_K) * CK_PANEL};
+                  .panel = (CK_IS_FLOAT && a->packed != NULL ? a->K : CK_GEMM_K) * CK_PANEL};
 
     if (a->thin && a->packed == NULL && w->at.rows <= TURNED && a->B == 1 && K % CK_CHAIN == 0) {
         for (size_t j = 0; j < wide; j++, o.sum += CK_PANEL)
             turn(&o, w->at.rows, a, column + j * CK_PANEL, k);
+        return;
+    }
+    if (!CK_IS_FLOAT && a->packed != NULL && w->at.rows <= DIRECT) {
+        o.panel = a->K * CK_PANEL;
+        multiply_direct(&o, a->packed + (column / CK_PANEL * a->K + k) * CK_PANEL, w->at.rows, wide);
         return;
     }
     for (size_t j = wide; j-- > 0;)
@@ -183,8 +220,14 @@ block(const struct ck_gemm *a, ck_gemm_block at, float *scratch)
         for (size_t n = 0; !a->thin && n < at.columns; n += CK_PANEL * CK_TILE_PANELS)
             strip(a, &w, rows, n, k);
     }
+    const size_t runs = reads_runs(a, &at) ? a->K / RUN : 0; /* done for all columns first */
+    float *const x = w.sums + a->rows * a->columns;
+    for (size_t r = 0; r < runs; r++)
+        turn_run(x + r * RUN, w.rows + r * RUN / CK_GEMM_K * each, each);
+    for (size_t n = 0; runs != 0 && n < at.columns; n += CK_PANEL)
+        v16_store_f32(w.sums + n, read_runs(a, at.n + n, x), 16);
     for (size_t n = 0; a->thin && n < at.columns; n += CK_PANEL * CK_TILE_PANELS)
-        for (size_t k = 0; k < a->K; k += CK_GEMM_K)
+        for (size_t k = runs * RUN; k < a->K; k += CK_GEMM_K)
             strip(a, &w, w.rows + k / CK_GEMM_K * each, n, k);
     finish(a, &at, w.sums, w.stride);
 }

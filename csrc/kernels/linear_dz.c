@@ -1,15 +1,20 @@
 #include "kernels/kernel.h"
 #include "ops/linear_dz.h"
-#include "simd/activation.h"
+#include "simd/short.h"
 
 static inline v16
 gradient(v16 dy, v16 pre, int64_t activation)
 {
-    if (activation == CK_RELU)
-        return v16_select(v16_le(pre, v16_zero()), v16_zero(), dy); /* where pre is NaN, dy as it is */
-    if (activation == CK_SILU)
-        return v16_mul(dy, v16_silu_slope(pre));
-    return dy;
+    switch (activation) {
+    case CK_RELU: return v16_relu_back(dy, pre);
+    case CK_SILU: return v16_mul(dy, v16_silu_slope_elem(pre));
+    case CK_GELU: return v16_mul(dy, v16_gelu_slope_elem(pre));
+    case CK_GELU_TANH: return v16_mul(dy, v16_gelu_tanh_slope_elem(pre));
+    case CK_GELU_SIGMOID: return v16_mul(dy, v16_gelu_sigmoid_slope_elem(pre));
+    case CK_SIGMOID: return v16_mul(dy, v16_sigmoid_slope_elem(pre));
+    case CK_TANH: return v16_mul(dy, v16_tanh_slope_elem(pre));
+    default: return dy;
+    }
 }
 
 /* Where elements have 16 bits dz may be floats: workspace, not to be rounded yet. */

@@ -1,5 +1,6 @@
 #include "ops/ops.h"
 #include "runtime/blas.h"
+#include "runtime/cache.h"
 #include "runtime/run.h"
 
 #include <string.h>
@@ -7,11 +8,19 @@
 enum { MOST_THIN = 1 << 16 }; /* elements of A that a thin block may keep: a quarter of a small L2 */
 enum { LEAST_TASKS = 8, LEAST_WORK = 1 << 19 }; /* multiply-adds: some 10 us */
 
+/* Most rows of a block: what it keeps of A and of the sums takes half of L2 at most. */
+static size_t
+most_rows(void)
+{
+    const size_t each = (CK_GEMM_STEP + CK_GEMM_COLUMNS) * sizeof(float), fit = ck_cache_l2() / 2 / each / CK_GEMM_ROWS;
+    return CK_GEMM_ROWS * (fit < 1 ? 1 : fit > 8 ? 8 : fit);
+}
+
 /* Blocks of equal size rather than a small one at the end; narrower ones where tasks would be few. */
 static void
 cut(struct ck_gemm *a)
 {
-    const size_t down = ck_blocks(a->M, CK_GEMM_ROWS);
+    const size_t down = ck_blocks(a->M, most_rows());
     a->rows = ck_blocks(a->M, down);
     a->columns = CK_GEMM_COLUMNS;
     while (a->columns > 2 * CK_PANEL && a->B * down * ck_blocks(a->N, a->columns) < LEAST_TASKS
@@ -35,7 +44,8 @@ CK_RUN(gemm)
 
     const size_t tasks = a->B * ck_blocks(a->M, cuts.rows) * ck_blocks(a->N, cuts.columns);
     const size_t kept = cuts.thin ? ck_blocks(a->K, CK_GEMM_K) : 1;
-    const size_t scratch = kept * cuts.rows * CK_GEMM_STEP + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS + cuts.rows * cuts.columns;
+    const size_t scratch = kept * cuts.rows * CK_GEMM_STEP + CK_GEMM_K * CK_PANEL * CK_GEMM_PANELS + cuts.rows * cuts.columns
+                           + (cuts.thin && cuts.rows == 1 ? ck_row_scratch(a->K) : 0);
     return ck_run(&(ck_job){.kernel = CK_FAST(gemm), .args = &cuts, .n = tasks, .grain = 1,
                             .scratch_each = scratch * sizeof(float)});
 }

@@ -11,7 +11,7 @@
  *
  * A[b,m,k] is a[b,m,k], or a[b,k,m] with transpose_a; B[b,k,n] is b[b,k,n], or b[b,n,k] with transpose_b.  Rows of a
  * batch are counted on: row m of item b is row b*M + m; with share_a (share_b) all items have the one a (b).  Where
- * `packed` is given (gemm_pack.h), it is read instead of b.
+ * `packed` is given (gemm_pack.h), it is read instead of b; 16 bits are widened as they are read.
  *
  * Order of every sum: k in blocks of 64 (CK_CHAIN of simd/tile.h), anchored at 0; inside a block one chain of fused
  * multiply-adds from zero, k ascending; then the blocks, ascending.  Nothing else enters into the bits of an element: not M, N, its place,
@@ -31,7 +31,7 @@
     _(OPT_OUT, elem,   pre,         "B* M N")      \
     _(IN,      elem,   a,           "B* M K")      \
     _(OPT_IN,  elem,   b,           "B* K N")      \
-    _(OPT_INV, float,  packed,      "P K L")       \
+    _(OPT_INV, elem,   packed,      "P K L")       \
     _(OPT_INV, elem,   bias,        "N")           \
     _(OPT_IN,  elem,   residual,    "B* M N")      \
     _(FLAG,    int,    transpose_a, "")            \
@@ -51,17 +51,23 @@ CK_DECLARE(gemm) /* fills in rows, columns and thin itself */
 /* The same by OpenBLAS: by its product. */
 ck_status ck_gemm_blas(const ck_kernels *k, const struct ck_gemm *a, ck_sgemm *sgemm);
 
-typedef enum { CK_NO_ACTIVATION, CK_RELU, CK_SILU, CK_ACTIVATIONS } ck_activation;
+/* The functions of ops/activation.h. */
+typedef enum {
+    CK_NO_ACTIVATION, CK_RELU, CK_SILU, CK_GELU, CK_GELU_TANH, CK_GELU_SIGMOID, CK_SIGMOID, CK_TANH, CK_ACTIVATIONS
+} ck_activation;
 
 enum {
     CK_GEMM_K = 256,       /* of k at a time: a multiple of CK_CHAIN, so it does not enter into the order */
-    CK_GEMM_ROWS = 168,    /* most rows of a task: 12 tiles of 14, 28 of 6; with k and the sum within half of L2 */
+    CK_GEMM_ROWS = 42,     /* rows of a task are at most some times as many: 3 tiles of 14, 7 of 6 */
     CK_GEMM_COLUMNS = 256, /* most columns of a task */
     CK_GEMM_STEP = CK_GEMM_K + 16, /* from row to row of A in scratch: rows of a tile fall in different cache sets */
     CK_PANEL = 16,         /* columns of a panel */
     CK_GEMM_PANELS = 4,    /* most panels a kernel packs at a time */
     CK_GEMM_THIN = 16,     /* most rows of a thin block */
 };
+
+/* Floats that one row times a large weight works in, besides (kernels/gemm_row.h). */
+static inline size_t ck_row_scratch(size_t K) { return K / 1024 * (1024 + 256); }
 
 /* One task's block of c. */
 typedef struct {

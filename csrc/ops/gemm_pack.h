@@ -6,10 +6,11 @@
  *
  *     packed[p,k,l] = B[k, 16p + l], zero where 16p + l >= N
  *
- * B[k,n] is b[k,n], or b[n,k] with transpose_b (a weight).  The same for every instruction set.
+ * B[k,n] is b[k,n], or b[n,k] with transpose_b (a weight).  The same for every instruction set, and of the dtype of b:
+ * 16 bits stay 16 bits.
  */
 #define CK_ARGS_gemm_pack(_)                       \
-    _(OUTV,    float,  packed,      "P K L")       \
+    _(OUTV,    elem,   packed,      "P K L")       \
     _(IN,      elem,   b,           "K N")         \
     _(FLAG,    int,    transpose_b, "")            \
     _(SIZE,    size_t, K,           "")            \

@@ -24,7 +24,7 @@
     _(OPT_OUT, elem,    pre,        "R* N")        \
     _(IN,      elem,    x,          "R* K")        \
     _(OPT_IN,  elem,    weight,     "N K")         \
-    _(OPT_INV, float,   packed,     "P K L")       \
+    _(OPT_INV, elem,    packed,     "P K L")       \
     _(OPT_INV, elem,    bias,       "N")           \
     _(OPT_IN,  elem,    residual,   "R* N")        \
     _(INT,     int64_t, activation, "")            \
@@ -53,7 +53,7 @@ CK_DECLARE(linear_bwd)
 
 /* packed [P,K,L] = weight [N,K] in panels: P = N / 16 rounded up, L = 16. */
 #define CK_ARGS_linear_pack(_)                     \
-    _(OUTV,    float,   packed,     "P K L")       \
+    _(OUTV,    elem,    packed,     "P K L")       \
     _(IN,      elem,    weight,     "N K")         \
     _(SIZE,    size_t,  N,          "")            \
     _(SIZE,    size_t,  K,          "")            \

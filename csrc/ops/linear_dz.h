@@ -6,7 +6,7 @@
  *
  *     dz[r,n] = dy[r,n] * activation'(pre[r,n])
  *
- * relu' is 0 at 0 and below; silu'(z) = s + z s (1 - s), s = sigmoid(z).  Without activation: a copy.
+ * The slopes are those of ops/activation.h.  Without activation: a copy.
  */
 #define CK_ARGS_linear_dz(_)                       \
     _(OUT,    weight,  dz,         "R* N")         \

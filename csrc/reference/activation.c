@@ -1,17 +1,6 @@
 #include "reference/reference.h"
 #include "ops/activation.h"
-
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-static double square(double x) { return x * x; }
-static double normal_below(double x) { return 0.5 * erfc(-x * sqrt(0.5)); }                /* Phi */
-static double normal_at(double x) { return exp(-0.5 * x * x) * (M_SQRT1_2 / sqrt(M_PI)); } /* phi */
-
-/* x s(w), where w has the slope dw */
-static double gated(double x, double w) { return x * sigmoid(w); }
-static double gated_slope(double x, double w, double dw) { return sigmoid(w) * (1 + x * dw * sigmoid(-w)); }
-
-static double bent(double x) { return sqrt(8 / M_PI) * (x + 0.044715 * x * x * x); }
-static double bent_slope(double x) { return sqrt(8 / M_PI) * (1 + 3 * 0.044715 * x * x); }
+#include "reference/functions.h"
 
 #define ACTIVATION(name, value, gradient)                                                     \
     CK_KERNEL(name##_fwd)                                                                     \

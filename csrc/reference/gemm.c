@@ -1,10 +1,20 @@
 #include "reference/reference.h"
 #include "ops/gemm.h"
+#include "reference/functions.h"
 
 static double
 activate(double z, int64_t activation)
 {
-    return activation == CK_RELU ? (z <= 0 ? 0 : z) : activation == CK_SILU ? z / (1 + exp(-z)) : z;
+    switch (activation) {
+    case CK_RELU: return z <= 0 ? 0 : z;
+    case CK_SILU: return gated(z, z);
+    case CK_GELU: return z * normal_below(z);
+    case CK_GELU_TANH: return gated(z, bent(z));
+    case CK_GELU_SIGMOID: return gated(z, 1.702 * z);
+    case CK_SIGMOID: return sigmoid(z);
+    case CK_TANH: return tanh(z);
+    default: return z;
+    }
 }
 
 /* An operand may hold floats beside 16-bit elements. */
@@ -28,7 +38,7 @@ right(const struct ck_gemm *a, size_t b, size_t k, size_t n)
 {
     const size_t item = a->share_b ? 0 : b;
     if (a->packed)
-        return a->packed[(n / CK_PANEL * a->K + k) * CK_PANEL + n % CK_PANEL];
+        return get(&a->packed[(n / CK_PANEL * a->K + k) * CK_PANEL + n % CK_PANEL]);
     return a->transpose_b ? number(&a->b, item * a->N + n, k)
                           : number(&a->b, item * a->K + k, n);
 }

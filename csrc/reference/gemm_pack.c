@@ -8,6 +8,6 @@ CK_KERNEL(gemm_pack)
             for (size_t l = 0; l < CK_PANEL; l++) {
                 const size_t n = p * CK_PANEL + l;
                 const size_t row = a->transpose_b ? n : k, column = a->transpose_b ? k : n;
-                a->packed[(p * a->K + k) * CK_PANEL + l] = n >= a->N ? 0 : (float)get((const elem *)ck_row(&a->b, row) + column);
+                set(&a->packed[(p * a->K + k) * CK_PANEL + l], n >= a->N ? 0 : get((const elem *)ck_row(&a->b, row) + column));
             }
 }

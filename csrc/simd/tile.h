@@ -6,7 +6,9 @@
  *     CK_TILE_ROWS, CK_TILE_PANELS   the largest tile whose sums fit the registers of this instruction set
  *     v16_transpose(to, step, from, n)   to[j*step + i] = from[i][j], i < 16, j < n <= 16; float rows of 16
  *     v16_fma_turned(s, rows, a, step, from)   s[i] lane l: + a[i*step + j] * from[l][j], one chain, j = 0..15
+ *     v16_fma_each(s, x, from)       s lane l: + x[16j + l] * from[l][j], one chain, j = 0..15
  *     ck_tile(rows, panels, ...)     sums of a tile over k, in the order of additions of every product here
+ *     ck_tile_elem(rows, panels, ...)   the same with panels of the call's dtype, widened as they are read
  *
  * A panel is [k][16]: sixteen columns of the right operand.
  */
@@ -34,8 +36,8 @@ enum { CK_CHAIN = 64 };
 
 /* sum[i][16j..] = (first ? 0 : what is there) + sum_k a[i*step + k] * b[j*panel + 16k..], one chain a lane */
 static inline __attribute__((always_inline)) void
-ck_tile_chain(size_t rows, size_t panels, const float *a, size_t step, const float *b, size_t panel, size_t K, float *sum,
-              size_t stride, bool first)
+ck_tile_chain(size_t rows, size_t panels, const float *a, size_t step, const void *b, bool floats, size_t panel, size_t K,
+              float *sum, size_t stride, bool first)
 {
     v16 s[CK_TILE_ROWS][CK_TILE_PANELS];
 
@@ -45,7 +47,8 @@ ck_tile_chain(size_t rows, size_t panels, const float *a, size_t step, const flo
     for (size_t k = 0; k < K; k++) {
         v16 bk[CK_TILE_PANELS];
         CK_UNROLL for (size_t j = 0; j < panels; j++)
-            bk[j] = v16_load_f32(b + j * panel + 16 * k, 16);
+            bk[j] = floats ? v16_load_f32((const float *)b + j * panel + 16 * k, 16)
+                           : v16_load((const elem *)b + j * panel + 16 * k, 16);
         CK_UNROLL for (size_t i = 0; i < rows; i++) {
             const v16 ak = v16_splat(a[i * step + k]);
             CK_UNROLL for (size_t j = 0; j < panels; j++)
@@ -68,7 +71,16 @@ ck_tile(size_t rows, size_t panels, const float *a, size_t step, const float *b,
         size_t stride, bool first)
 {
     for (size_t k = 0; k < K; k += CK_CHAIN)
-        ck_tile_chain(rows, panels, a + k, step, b + 16 * k, panel, K - k < CK_CHAIN ? K - k : CK_CHAIN, sum, stride,
+        ck_tile_chain(rows, panels, a + k, step, b + 16 * k, true, panel, K - k < CK_CHAIN ? K - k : CK_CHAIN, sum, stride,
                       first && k == 0);
+}
+
+static inline __attribute__((always_inline)) void
+ck_tile_elem(size_t rows, size_t panels, const float *a, size_t step, const elem *b, size_t panel, size_t K, float *sum,
+             size_t stride, bool first)
+{
+    for (size_t k = 0; k < K; k += CK_CHAIN)
+        ck_tile_chain(rows, panels, a + k, step, b + 16 * k, CK_IS_FLOAT, panel, K - k < CK_CHAIN ? K - k : CK_CHAIN, sum,
+                      stride, first && k == 0);
 }
 #endif

@@ -72,4 +72,19 @@ v16_fma_turned(v16 *s, size_t rows, const float *a, size_t step, const float *co
                 s[i].hi = _mm256_fmadd_ps(_mm256_set1_ps(a[i * step + at + j]), r[j], s[i].hi);
     }
 }
+
+static inline __attribute__((always_inline)) v16
+v16_fma_each(v16 s, const float *x, const float *const *from)
+{
+    for (size_t at = 0; at < 16; at += 8) {
+        __m256 r[8];
+        ck_turned8(r, from, at, 8);
+        for (size_t j = 0; j < 8; j++)
+            s.lo = _mm256_fmadd_ps(_mm256_loadu_ps(x + 16 * (at + j)), r[j], s.lo);
+        ck_turned8(r, from + 8, at, 8);
+        for (size_t j = 0; j < 8; j++)
+            s.hi = _mm256_fmadd_ps(_mm256_loadu_ps(x + 16 * (at + j) + 8), r[j], s.hi);
+    }
+    return s;
+}
 #endif

@@ -21,4 +21,14 @@ v16_fma_turned(v16 *s, size_t rows, const float *a, size_t step, const float *co
         for (size_t i = 0; i < rows; i++)
             s[i] = v16_fma(v16_splat(a[i * step + j]), v16_load_f32(turned + 16 * j, 16), s[i]);
 }
+
+static inline v16
+v16_fma_each(v16 s, const float *x, const float *const *from)
+{
+    float turned[16 * 16];
+    v16_transpose(turned, 16, from, 16);
+    for (size_t j = 0; j < 16; j++)
+        s = v16_fma(v16_load_f32(x + 16 * j, 16), v16_load_f32(turned + 16 * j, 16), s);
+    return s;
+}
 #endif

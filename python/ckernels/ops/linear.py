@@ -1,15 +1,17 @@
 """A row times a weight: y = activation(x W^T + bias) + residual."""
+
 from typing import NamedTuple
 
 import numpy as np
 
 from ckernels import _ck
 from ckernels.ops.checks import check_context, flag, gradients
-from ckernels.ops.pack import PackedWeight, split
+from ckernels.ops.pack import PackedWeight, dtype_name, split
 
 __all__ = ["linear", "linear_forward", "linear_backward"]
 
-_ACTIVATIONS = (None, "relu", "silu")  # their numbers are ck_activation's
+# Their numbers are ck_activation's; ck.gelu's approximate="none", "tanh" and "sigmoid" have a name each.
+_ACTIVATIONS = (None, "relu", "silu", "gelu", "gelu_tanh", "gelu_sigmoid", "sigmoid", "tanh")
 
 
 class Context(NamedTuple):
@@ -36,8 +38,15 @@ def _number(activation):
     if activation is not None and not isinstance(activation, str):
         raise TypeError(f"linear(): 'activation' must be None or a name, not {activation!r}")
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"linear(): 'activation' must be None, 'relu' or 'silu', not {activation!r}")
+        names = ", ".join(map(repr, _ACTIVATIONS[1:]))
+        raise ValueError(f"linear(): 'activation' must be None or one of {names}, not {activation!r}")
     return _ACTIVATIONS.index(activation)
+
+
+def _zeros(shape, like):
+    array = _ck.empty(tuple(shape), dtype_name(like))
+    array.fill(0)
+    return array
 
 
 def linear(x, weight, bias=None, *, activation=None, residual=None, out=None):
@@ -45,20 +54,21 @@ def linear(x, weight, bias=None, *, activation=None, residual=None, out=None):
 
     Parameters
     ----------
-    x : float32 [..., K]
-    weight : float32 [N, K], or PackedWeight
+    x : float32, float16 or bfloat16 [..., K]
+        Sums are float32 whatever the dtype, and rounded once.
+    weight : like ``x`` [N, K], or PackedWeight
         ``ck.pack(weight)`` makes repeated calls faster; the bits are the same.
-    bias : float32 [N], optional
-    activation : {None, "relu", "silu"}
-        Applied after the bias.
-    residual : float32 [..., N], optional
+    bias : like ``x`` [N], optional
+    activation : {None, "relu", "silu", "gelu", "gelu_tanh", "gelu_sigmoid", "sigmoid", "tanh"}
+        Applied after the bias.  The three forms of gelu are those of ``ck.gelu``: "none" (by erf), "tanh", "sigmoid".
+    residual : like ``x`` [..., N], optional
         Added last.
-    out : float32 [..., N], optional
+    out : like ``x`` [..., N], optional
         Where to write; may be ``residual`` itself (in place).
 
     Returns
     -------
-    float32 [..., N]
+    like ``x`` [..., N]
 
     Raises
     ------
@@ -89,7 +99,7 @@ def linear_forward(x, weight, bias=None, *, activation=None, residual=None, out=
 
     Returns
     -------
-    y : float32 [..., N]
+    y : like ``x`` [..., N]
     ctx : Context
         Refers to ``x`` and ``weight``: do not overwrite them before backward.  With an activation it also holds the
         value before it, an array like ``y``.
@@ -105,7 +115,7 @@ def linear_backward(dy, ctx, *, out=None, accumulate=False):
 
     Parameters
     ----------
-    dy : float32 [..., N]
+    dy : like ``x`` [..., N]
     ctx : Context
     out : Gradients, optional
         Arrays to write into; a field that is None gets a new one.
@@ -143,11 +153,20 @@ def linear_backward(dy, ctx, *, out=None, accumulate=False):
     weight, _ = split(ctx.weight)
     number = _number(ctx.activation)
     if accumulate and dweight is None:  # what is not given starts at zero
-        dweight = np.zeros(weight.shape, np.float32)
+        dweight = _zeros(weight.shape, weight)
     if accumulate and ctx.bias and dbias is None:
-        dbias = np.zeros(weight.shape[0], np.float32)
-    return Gradients(*_ck.linear_bwd(
-        True if dx is None else dx, True if dweight is None else dweight,
-        (True if dbias is None else dbias) if ctx.bias else None,
-        (True if dresidual is None else dresidual) if ctx.residual else None,
-        dy, ctx.x, weight, ctx.pre, number, accumulate))
+        dbias = _zeros(weight.shape[:1], weight)
+    return Gradients(
+        *_ck.linear_bwd(
+            True if dx is None else dx,
+            True if dweight is None else dweight,
+            (True if dbias is None else dbias) if ctx.bias else None,
+            (True if dresidual is None else dresidual) if ctx.residual else None,
+            dy,
+            ctx.x,
+            weight,
+            ctx.pre,
+            number,
+            accumulate,
+        )
+    )

@@ -5,6 +5,7 @@ from ckernels import _ck
 __all__ = ["PackedWeight", "pack"]
 
 _PANEL = 16
+_DTYPES = ("float32", "float16", "bfloat16")  # any other is refused by the op itself
 
 
 class PackedWeight:
@@ -15,9 +16,9 @@ class PackedWeight:
 
     Attributes
     ----------
-    weight : float32 [N, K]
+    weight : float32, float16 or bfloat16 [N, K]
         The array that was packed.
-    panels : float32 [ceil(N / 16), K, 16]
+    panels : like ``weight`` [ceil(N / 16), K, 16]
         ``panels[p, k, l]`` is ``weight[16 p + l, k]``, zero past the end.
     """
 
@@ -43,7 +44,7 @@ class PackedWeight:
         return self
 
     def __repr__(self):
-        return f"PackedWeight(shape={self.shape}, dtype=float32, nbytes={self.nbytes})"
+        return f"PackedWeight(shape={self.shape}, dtype={self.panels.dtype}, nbytes={self.nbytes})"
 
 
 def pack(weight, *, out=None):
@@ -54,14 +55,15 @@ def pack(weight, *, out=None):
 
     Parameters
     ----------
-    weight : float32 [N, K]
+    weight : float32, float16 or bfloat16 [N, K]
     out : PackedWeight, optional
-        One of the same shape to pack into, from an earlier call; ``weight`` takes the place of its own.
+        One of the same shape and dtype to pack into, from an earlier call; ``weight`` takes the place of its own.
 
     Returns
     -------
     PackedWeight
-        Refers to ``weight``.  After an in-place change of it, ``packed.update()``.
+        Of the same dtype: 16 bits stay 16 bits.  Refers to ``weight``.  After an in-place change of it,
+        ``packed.update()``.
 
     Raises
     ------
@@ -78,11 +80,14 @@ def pack(weight, *, out=None):
         raise TypeError(f"pack(): 'out' must be a PackedWeight, not {type(out)}")
     shape = getattr(weight, "shape", None)
     if shape is None or len(shape) != 2:
-        raise (TypeError(f"pack(): 'weight' must be an array, not {type(weight)}") if shape is None else
-               ValueError(f"pack(): 'weight' of shape {tuple(shape)} does not fit [N, K]"))
+        raise (
+            TypeError(f"pack(): 'weight' must be an array, not {type(weight)}")
+            if shape is None
+            else ValueError(f"pack(): 'weight' of shape {tuple(shape)} does not fit [N, K]")
+        )
     N, K = shape
     if out is None:
-        panels = _ck.empty((-(-N // _PANEL), K, _PANEL))
+        panels = _ck.empty((-(-N // _PANEL), K, _PANEL), dtype_name(weight))
         _ck.linear_pack(panels, weight)
         return PackedWeight(weight, panels)
     if tuple(shape) != out.shape:
@@ -90,6 +95,12 @@ def pack(weight, *, out=None):
     _ck.linear_pack(out.panels, weight)
     out.weight = weight
     return out
+
+
+def dtype_name(array):
+    """Return the name of the dtype of an array or tensor; "float32" where no kernel has it."""
+    name = str(getattr(array, "dtype", None)).removeprefix("torch.")
+    return name if name in _DTYPES else "float32"
 
 
 def split(weight):
