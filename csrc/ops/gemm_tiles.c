@@ -43,7 +43,7 @@ ck_gemm_parts(const ck_kernels *k, const struct ck_gemm *a)
         const ck_precision precision = ck_matmul_precision();
         return precision == CK_PRECISION_HIGHEST ? NULL : precision == CK_PRECISION_HIGH ? &six : &three;
     }
-    /* packed numbers are floats, but those of a bfloat16 weight are bfloat16 */
+    /* packed numbers are of the weight's dtype */
     const bool wide_a = a->a.width == sizeof(float), wide_b = a->packed == NULL && a->b.width == sizeof(float);
     return wide_a && wide_b ? &six : wide_a ? &float_a : wide_b ? &float_b : &exact;
 }

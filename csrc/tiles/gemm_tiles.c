@@ -27,7 +27,7 @@ take_b(const struct ck_gemm_tiles *t, const work *w, size_t n, size_t k, size_t 
         char *to = w->b + j * ACROSS;
         const size_t have = n < a->N ? a->N - n : 0;
         if (a->packed != NULL) {
-            const ck_array panel = ck_rows(a->packed + (have != 0 ? n / CK_PANEL * a->K * CK_PANEL : 0), a->K, CK_PANEL, sizeof(float));
+            const ck_array panel = ck_rows(a->packed + (have != 0 ? n / CK_PANEL * a->K * CK_PANEL : 0), a->K, CK_PANEL, sizeof(elem));
             ck_pairs_across(to, each, t->parts->parts_b, &panel, k, a->K - k, 0, have, tiles, false);
         } else if (a->transpose_b)
             ck_pairs_along(to, each, t->parts->parts_b, &a->b, item * a->N + n, have, k, a->K - k, tiles, true);
