@@ -39,6 +39,17 @@ def attention_fwd(
     offsets: _In | None, lengths: _In | None, q_offset: SupportsIndex, left: SupportsIndex, right:
     SupportsIndex, causal: object, scale: SupportsFloat, softcap: SupportsFloat, /
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
+def attention_varlen_bwd(
+    dq: _Out, dk: _Out, dv: _Out, dsinks: _Out, q: _In, k: _In, v: _In, y: _In, dy: _In, dlse: _In | None, max:
+    _In, sum: _In, cu_seqlens_q: _In, cu_seqlens_k: _In, sinks: _In | None, q_offset: _In | None, left:
+    SupportsIndex, right: SupportsIndex, causal: object, scale: SupportsFloat, softcap: SupportsFloat,
+    accumulate: object, /
+) -> tuple[_Array, _Array, _Array, _Array]: ...
+def attention_varlen_fwd(
+    y: _Out, max: _Out, sum: _Out, lse: _Out, q: _In, k: _In, v: _In, cu_seqlens_q: _In, cu_seqlens_k: _In, sinks:
+    _In | None, q_offset: _In | None, left: SupportsIndex, right: SupportsIndex, causal: object, scale:
+    SupportsFloat, softcap: SupportsFloat, /
+) -> tuple[_Array, _Array, _Array, _Array]: ...
 def blas_info() -> dict[str, str | None]: ...
 def build_info() -> dict[str, Any]: ...
 def cross_entropy_bwd(
@@ -157,7 +168,7 @@ def kv_quantize(
     codes: _Out, scales: _Out, biases: _Out, x: _In, format: SupportsIndex, group: SupportsIndex, /
 ) -> tuple[_Array, _Array, _Array]: ...
 def kv_read(
-    y: _Out, codes: _In, scales: _In | None, biases: _In | None, table: _In | None, item: SupportsIndex, from:
+    y: _Out, codes: _In, scales: _In | None, biases: _In | None, table: _In | None, item: SupportsIndex, first:
     SupportsIndex, l: SupportsIndex, d: SupportsIndex, format: SupportsIndex, group: SupportsIndex, /
 ) -> _Array: ...
 def l2_norm_bwd(
