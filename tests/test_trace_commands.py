@@ -88,6 +88,8 @@ def test_compare_two_traces_without_parameters(folders, capsys):
     a, b = folders("mlp gelu erf"), folders("", "b")
     assert cli.main(["compare", a, b]) == 1
     assert "the first whose inputs agree (to 0) and whose output differs is layers.0.act" in capsys.readouterr().out
+    assert cli.main(["compare", a, b, "--format", "junit"]) == 4
+    capsys.readouterr()
     assert cli.main(["compare", b, b]) == 0
     assert "EXACT" in capsys.readouterr().out
     trace = Trace.load(b)

@@ -79,6 +79,31 @@ def false_alarms(dtype, seeds):
     ]
 
 
+def thresholds(dtype="float32", seed=0):
+    """What common thresholds on the logits let pass: how many mistakes live, of those that change the logits.
+
+    Returns
+    -------
+    dict of str to int
+        Mistakes that pass each threshold; ``mistakes`` has their number.
+    """
+    counts = collections.Counter()
+    right = {start: candidate("", dtype, seed, start=start)[0].arrays["logits"].astype(float) for start in (0, 4000)}
+    for fault in (*FAULTS, *FOREIGN):
+        start = 4000 if fault == "rope float32 angles" else 0
+        a, b = candidate(fault, dtype, seed, start=start)[0].arrays["logits"].astype(float), right[start]
+        if np.array_equal(a, b):
+            continue
+        counts["mistakes"] += 1
+        counts["correlation >= 0.99"] += bool(np.corrcoef(a.ravel(), b.ravel())[0, 1] >= 0.99)
+        counts["cosine >= 0.999"] += bool(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)) >= 0.999)
+        counts["NMSE <= 5e-4"] += bool(np.mean((a - b) ** 2) / np.mean(b * b) <= 5e-4)
+        counts["allclose 1e-2"] += bool(np.allclose(a, b, rtol=1e-2, atol=1e-2))
+        counts["mean difference <= 0.1"] += bool(np.mean(np.abs(a - b)) <= 0.1)
+        counts["same best word in 95 %"] += bool(np.mean(a.argmax(-1) == b.argmax(-1)) >= 0.95)
+    return dict(counts)
+
+
 def run(dtypes=("float32", "bfloat16"), faults=None, seeds=100, seed=0, tell=lambda text: None):
     """Try everything.
 
@@ -113,8 +138,12 @@ def main(argv=None):
     parser.add_argument("--dtype", action="append", choices=("float32", "bfloat16"), help="default: both")
     parser.add_argument("--seeds", type=int, default=100, help="of correct runs (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and inputs of the mistakes")
+    parser.add_argument("--thresholds", action="store_true", help="only what common thresholds on the logits let pass")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
+    if options.thresholds:
+        print(json.dumps({dtype: thresholds(dtype, options.seed) for dtype in options.dtype or ["float32"]}, indent=1))
+        return 0
     start = time.perf_counter()
     tell = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     report = run(tuple(options.dtype or ("float32", "bfloat16")), seeds=options.seeds, seed=options.seed, tell=tell)

@@ -104,6 +104,8 @@ def _progress(name):
 
 def compare_traces(arguments, error, locate):
     """``ck compare A B`` of two traces: with parameters by recomputing, else by their differences alone."""
+    if arguments.format == "junit":
+        raise error("--format junit is for arrays; traces have text and json")
     a, b = (read_trace(path, error) for path in (arguments.actual, arguments.exact))
     model = _model(arguments, (b, a), error, locate)
     if model is not None and a.arrays:
