@@ -11,7 +11,7 @@ from test_attention import formula, normal
 
 torch.set_num_threads(1)
 
-# Lengths of queries and of keys, heads, kv heads, D, options: empty sequences, more queries than keys, more than a block.
+# Lengths of queries and keys, heads, kv heads, D, options: empty sequences, more queries than keys, several blocks.
 CASES = {
     "one query each": ([1, 1, 1], [2, 3, 5], 2, 1, 8, {}),
     "causal": ([5, 0, 140, 17], [5, 0, 140, 17], 3, 1, 33, {"is_causal": True}),
@@ -45,7 +45,8 @@ def alone(tensors, cu_q, cu_k, options):
             if "q_offset" in options
             else (rows_k.stop - rows_k.start) - (rows_q.stop - rows_q.start)
         )
-        yield rows_q, rows_k, [x[r].transpose(0, 1)[None] for x, r in zip(tensors, (rows_q, rows_k, rows_k, rows_q), strict=True)], own
+        rows = rows_q, rows_k, rows_k, rows_q
+        yield rows_q, rows_k, [x[r].transpose(0, 1)[None] for x, r in zip(tensors, rows, strict=True)], own
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,15 +91,16 @@ def test_attention_varlen_matches_the_formula(isa, rng, case):
 def test_attention_varlen_sums_the_sinks_of_all_sequences(isa, rng):
     q, k, v, dy, cu_q, cu_k, options = packed(rng, "options")
     sinks = normal(rng, 6)
-    grads = ck.attention_varlen_backward(dy, ck.attention_varlen_forward(q, k, v, cu_q, cu_k, sinks=sinks, **options)[1])
+    ctx = ck.attention_varlen_forward(q, k, v, cu_q, cu_k, sinks=sinks, **options)[1]
+    grads = ck.attention_varlen_backward(dy, ctx)
     single = [
         ck.attention_backward(own[3], ck.attention_forward(*own[:3], sinks=sinks, **rest)[1]).sinks
         for _, _, own, rest in alone((q, k, v, dy), cu_q, cu_k, options)
     ]
     np.testing.assert_allclose(grads.sinks, np.sum(single, 0, np.float64), rtol=3 * 2.0**-23, atol=0)
     out = type(grads)(*(x.copy() for x in grads))
-    ctx = ck.attention_varlen_forward(q, k, v, cu_q, cu_k, sinks=sinks, **options)[1]
-    assert ck.attention_varlen_backward(dy, ctx, out=out, accumulate=True).sinks.tobytes() == (2 * grads.sinks).tobytes()
+    twice = ck.attention_varlen_backward(dy, ctx, out=out, accumulate=True).sinks
+    assert twice.tobytes() == (2 * grads.sinks).tobytes()
 
 
 def test_attention_varlen_bits_do_not_depend_on_threads_nor_on_the_type_of_the_lengths(isa, rng):

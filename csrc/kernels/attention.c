@@ -30,7 +30,8 @@ finish(block *s, const struct ck_attention_fwd *a, const ck_attention_place *at,
 }
 
 static void
-forward(const struct ck_attention_fwd *a, const ck_attention_plan *plan, ck_attention_place at, float *part, float *scratch)
+forward(const struct ck_attention_fwd *a, const ck_attention_plan *plan, ck_attention_place at, float *part,
+        float *scratch)
 {
     at.block = at.blocks - 1 - at.block; /* the last ones, which see most under a causal mask, first */
     block s = block_at(a, &at, scratch);

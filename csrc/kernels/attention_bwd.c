@@ -1,20 +1,22 @@
 #include "kernels/attention_tile.h"
 
 /*
- * A task of the first pass is a chunk of queries, all heads of a group, taken block by block as in forward, each against the
- * keys in parts of BACK.  The scores and the gradients of the weights are computed again, once, and give all three gradients: dq
- * of the block, and what the chunk adds to dk and dv, which it keeps to itself.  The second pass adds the chunks, in order.
- * The chains of a score are those of forward, so exp(x - max) is at most 1, as it was there.
+ * A task of the first pass is a chunk of queries, all heads of a group, taken block by block as in forward, each
+ * against the keys in parts of BACK.  The scores and the gradients of the weights are computed again, once, and
+ * give all three gradients: dq of the block, and what the chunk adds to dk and dv, which it keeps to itself.  The
+ * second pass adds the chunks, in order. The chains of a score are those of forward, so exp(x - max) is at most 1,
+ * as it was there.
  */
 enum { BACK = 128 }; /* keys at a time: a multiple of TERMS, so it does not enter into the order */
 
 typedef struct {
     rule rule;
     source q, k, v, y, dy;
-    size_t D, width, g, heads, t0, n, rows, step;  /* n queries from t0; row = query * heads + head; plain rows step apart */
+    size_t D, width, g, heads, t0, n, rows;        /* n queries from t0; row = query * heads + head */
+    size_t step;                                   /* from one plain row to the next */
     float *q_left, *dy_left, *q_rows, *dy_rows;    /* packed tiles, and plain rows */
     float *dq, *x, *dp, *slope;                    /* [rows,width]  [rows,STEP] three times */
-    float *max, *share, *dot;                      /* [rows]; share = 1 / sum; 0 where the query saw nothing, and then max is 0 */
+    float *max, *share, *dot;                      /* [rows]; share = 1 / sum; both 0 where the query saw nothing */
     float *k_columns, *v_columns, *k_rows;
     span *of, *tiles;
     place *q_at, *y_at, *dy_at;
@@ -51,8 +53,8 @@ layout(size_t D, size_t rows, float *scratch)
 }
 
 /*
- * dot[t] = sum_d dy[t,d] * y[t,d] - dlse[t], in the order in which a tile sums dy * v: where one key has all the weight,
- * y is its v and the two cancel to 0, as they should.
+ * dot[t] = sum_d dy[t,d] * y[t,d] - dlse[t], in the order in which a tile sums dy * v: where one key has all the
+ * weight, y is its v and the two cancel to 0, as they should.
  */
 static void
 dots(const block *s)
@@ -137,7 +139,8 @@ weights_of(const block *s, size_t s0, span reach)
                 v16_store_f32(s->x + i * STEP + j, v16_zero(), 16), v16_store_f32(s->dp + i * STEP + j, v16_zero(), 16);
         }
         for (size_t i = r; i < r + height && !empty; i++) {
-            float *x = s->x + i * STEP, *dp = s->dp + i * STEP, *slope = s->rule.cap > 0.0f ? s->slope + i * STEP : NULL;
+            float *x = s->x + i * STEP, *dp = s->dp + i * STEP;
+            float *slope = s->rule.cap > 0.0f ? s->slope + i * STEP : NULL;
             const v16 max = v16_splat(s->max[i]), share = v16_splat(s->share[i]), dot = v16_splat(s->dot[i]);
             bend(&s->rule, x, slope, s->of[i], s->tiles[r]);
             add_mask(&s->rule, x, s->of[i], mask_at(&s->rule, head_of(s, i), query_of(s, i), s0));
@@ -167,7 +170,7 @@ rows_that_see(const block *s, size_t from, size_t to)
     return (span){first, last};
 }
 
-/* sum[key,:] += sum over rows, ascending, of w[row,key] * rows[row]: chains of TERMS rows, counted from the block's first. */
+/* sum[key,:] += sum over rows, ascending, of w[row,key] * rows[row]: chains of TERMS rows of the block. */
 static void
 weigh_turned(const block *s, float *sum, const float *w, const float *rows, span keys)
 {
@@ -233,18 +236,18 @@ block_keys(block *s, float *dk, float *dv, size_t s0, span reach)
     }
 }
 
-/* n rows of D, times a factor, to where they belong. */
+/* A row of D, times a factor, to where it belongs. */
 static inline void
-put_rows(char *row, ptrdiff_t step, const float *from, size_t n, size_t D, float factor)
+put_row(char *row, const float *from, size_t D, float factor)
 {
-    for (size_t i = 0; i < n; i++, row += step)
-        for (size_t d = 0; d < D; d += 16, from += 16)
-            v16_store((elem *)row + d, v16_mul(v16_load_f32(from, 16), v16_splat(factor)), D - d);
+    for (size_t d = 0; d < D; d += 16)
+        v16_store((elem *)row + d, v16_mul(v16_load_f32(from + d, 16), v16_splat(factor)), D - d);
 }
 
-/* Queries t0.. : their dq; and what they add to [keys,width] of dk and dv; sinks[j] += the share of head j in dsinks. */
+/* Queries t0..: their dq; what they add to [keys,width] of dk and dv; sinks[j] += the share of head j in dsinks. */
 static void
-block_backward(block *s, const struct ck_attention_bwd *a, const ck_attention_place *at, float *dk, float *dv, double *sinks)
+block_backward(block *s, const struct ck_attention_bwd *a, const ck_attention_place *at, float *dk, float *dv,
+               double *sinks)
 {
     take_rows(s, a, at);
     for (size_t r = 0; sinks != NULL && r < s->rows; r++)
@@ -254,9 +257,11 @@ block_backward(block *s, const struct ck_attention_bwd *a, const ck_attention_pl
     const span all = seen_by_some(&s->rule, s->t0, s->n);
     for (size_t s0 = all.from / BACK * BACK; s0 < all.to; s0 += BACK)
         block_keys(s, dk + s0 * s->width, dv + s0 * s->width, s0, within(all, s0, BACK));
-    for (size_t r = 0; r < s->rows; r++)
-        put_rows(rows_at(&a->dq, at->b, head_of(s, r)) + (ptrdiff_t)((size_t)at->item->q + query_of(s, r)) * a->dq.stride[2], 0,
-                 s->dq + r * s->width, 1, s->D, s->rule.scale);
+    for (size_t r = 0; r < s->rows; r++) {
+        const size_t t = (size_t)at->item->q + query_of(s, r);
+        put_row(rows_at(&a->dq, at->b, head_of(s, r)) + (ptrdiff_t)t * a->dq.stride[2], s->dq + r * s->width, s->D,
+                s->rule.scale);
+    }
 }
 
 static inline source
@@ -287,12 +292,14 @@ CK_KERNEL(attention_bwd_queries)
         block s = layout(of->D, heads * queries, task.scratch);
         s.rule = RULE(of, at.item, at.b);
         s.g = at.g, s.heads = heads;
-        s.q = source_of(&of->q, 0, 0, of->D), s.y = source_of(&of->y, 0, 0, of->D), s.dy = source_of(&of->dy, 0, 0, of->D);
+        s.q = source_of(&of->q, 0, 0, of->D);
+        s.y = source_of(&of->y, 0, 0, of->D);
+        s.dy = source_of(&of->dy, 0, 0, of->D);
         s.k = from_row(source_of(&of->k, at.b, at.g, of->D), at.item->k);
         s.v = from_row(source_of(&of->v, at.b, at.g, of->D), at.item->k);
 
         const size_t keys = s.rule.keys * s.width;
-        float *dk = a->parts + ck_attention_part_at(&at, of->G, of->D) - a->base, *dv = dk + keys;
+        float *dk = a->parts + ck_attention_part_at(&at, of->D) - a->base, *dv = dk + keys;
         double *sinks = a->sinks != NULL ? a->sinks + ck_attention_number(&at, of->G) * heads : NULL;
         for (size_t j = 0; sinks != NULL && j < heads; j++)
             sinks[j] = 0;
@@ -310,7 +317,8 @@ CK_KERNEL(attention_bwd_queries)
 
 /* to[key,:] = factor * the sum of the chunks' parts, ascending: of those whose queries see some key near it. */
 static void
-fold(const struct ck_attention_bwd_keys *a, const ck_attention_place *at, const ck_array *to, size_t skip, span keys, float factor)
+fold(const struct ck_attention_bwd_keys *a, const ck_attention_place *at, const ck_array *to, size_t skip, span keys,
+     float factor)
 {
     const struct ck_attention_bwd *of = &a->of;
     const ck_attention_item *item = at->item;
@@ -330,7 +338,7 @@ fold(const struct ck_attention_bwd_keys *a, const ck_attention_place *at, const 
                 if (s < seen_by[c].from || s >= seen_by[c].to)
                     continue;
                 chunk.block = c;
-                const float *part = a->parts + ck_attention_part_at(&chunk, of->G, D) - a->base + skip + s * width;
+                const float *part = a->parts + ck_attention_part_at(&chunk, D) - a->base + skip + s * width;
                 sum = v16_add(sum, v16_load_f32(part + d, 16));
             }
             v16_store(row + d, v16_mul(sum, v16_splat(factor)), D - d);
@@ -343,10 +351,12 @@ CK_KERNEL(attention_bwd_keys)
     const struct ck_attention_bwd *of = &a->of;
     const ck_attention_plan *plan = (const ck_attention_plan *)of->plan;
     for (size_t i = task.begin; i < task.end; i++) {
-        const size_t pair = a->first + i / a->blocks, b = pair / of->G, g = pair % of->G, s = i % a->blocks * CK_ATTENTION_FOLD;
+        const size_t pair = a->first + i / a->blocks, b = pair / of->G, g = pair % of->G;
+        const size_t s = i % a->blocks * CK_ATTENTION_FOLD;
         const ck_attention_item *item = &plan->item[b];
         const ck_attention_place at = {item, b, g, 0, (size_t)(item[1].block - item->block), 0};
-        const span keys = within((span){0, (size_t)item->rows}, s, CK_ATTENTION_FOLD), there = {keys.from + s, keys.to + s};
+        const span keys = within((span){0, (size_t)item->rows}, s, CK_ATTENTION_FOLD);
+        const span there = {keys.from + s, keys.to + s};
         fold(a, &at, &of->dk, 0, there, (float)of->scale);
         fold(a, &at, &of->dv, (size_t)item->S * wide(of->D), there, 1.0f);
     }

@@ -9,8 +9,8 @@
 enum { DIRECT = CK_TILE_ROWS >= 8 ? 8 : 4 }; /* most rows that go this way: as many as have sums in registers */
 
 /*
- * Memory is read best in the order of its addresses, which is not the order of use: a place in a source, from which the next
- * lines are fetched while others are at work.
+ * Memory is read best in the order of its addresses, which is not the order of use: a place in a source, from
+ * which the next lines are fetched while others are at work.
  */
 typedef struct { size_t s, d; } ahead;
 
@@ -42,8 +42,8 @@ whole_floats(const source *x, const place *at, size_t n, size_t d, float *widene
 
 /* Sixteen scores of each row: those of the keys s.. */
 ALWAYS void
-sixteen_scores(float *x, const float *q, size_t step, const source *k, ahead *next, const place *at, size_t from, size_t n,
-               size_t rows)
+sixteen_scores(float *x, const float *q, size_t step, const source *k, ahead *next, const place *at, size_t from,
+               size_t n, size_t rows)
 {
     float widened[16 * PLACES];
     const float *row[PLACES];

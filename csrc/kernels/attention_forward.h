@@ -1,9 +1,10 @@
 #ifndef CK_ATTENTION_FORWARD_H
 #define CK_ATTENTION_FORWARD_H
 /*
- * Forward of a block: queries t0.. of all heads of a group, up to 126 rows, which share one reading of the keys.  For each
- * partition of the keys: scores of all rows, exponentials, the weighted sum of V; then merge into what the partitions
- * before gave.  K is packed as columns and V as rows, once for all rows; few rows take both where they lie.
+ * Forward of a block: queries t0.. of all heads of a group, up to 126 rows, which share one reading of the keys. 
+ * For each partition of the keys: scores of all rows, exponentials, the weighted sum of V; then merge into what
+ * the partitions before gave.  K is packed as columns and V as rows, once for all rows; few rows take both where
+ * they lie.
  */
 #include "kernels/attention_direct.h"
 
@@ -36,7 +37,8 @@ static inline block
 block_of(rule rule, size_t D, size_t g, size_t heads, size_t t0, size_t n, float *scratch)
 {
     const size_t width = wide(D), rows = heads * n;
-    block s = {.rule = rule, .D = D, .width = width, .g = g, .heads = heads, .t0 = t0, .n = n, .rows = rows, .q_step = width + 16};
+    block s = {.rule = rule, .D = D, .width = width, .g = g, .heads = heads, .t0 = t0, .n = n, .rows = rows};
+    s.q_step = width + 16;
     s.q = scratch;
     s.y = s.q + rows * s.q_step + 16;
     s.part = s.y + rows * width;

@@ -88,8 +88,8 @@ mask_at(const rule *u, size_t h, size_t t, size_t s)
 static inline ptrdiff_t mask_step(const rule *u) { return u->mask.data != NULL ? u->mask.stride[3] : 0; }
 
 /*
- * x = scale * x, bent by softcap; slope, if wanted, its derivative by scale * q.k.  In the vectors that `all` touches; -inf
- * in those of them that `of`, a part of it, does not hold.
+ * x = scale * x, bent by softcap; slope, if wanted, its derivative by scale * q.k.  In the vectors that `all`
+ * touches; -inf in those of them that `of`, a part of it, does not hold.
  */
 static inline void
 bend(const rule *u, float *x, float *slope, span of, span all)

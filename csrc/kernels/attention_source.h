@@ -7,7 +7,7 @@
  *     source_of(x, b, g, D)                  the rows x[b,g,:,:] of an array
  *     source_of_cache(cache, part, b, g)     those of a key-value cache, in whatever form; part is its k or v
  *     source_places(x, s, n, at)             at[i] = where row s + i lies, i < n <= 16
- *     source_floats(x, at, n, d, wide, row)  row[i] = columns d.. of those rows, up to 16: where they lie, or in wide[16 i]
+ *     source_floats(x, at, n, d, wide, row)  row[i] = columns d.. of those rows, up to 16: there, or in wide[16 i]
  *     source_fetch(x, s, d)                  the line of row s with column d will be wanted soon; any s will do
  *
  * Rows need not lie end to end, nor at one distance.  Of row[i] no more than min(16, D - d) floats are read.

@@ -3,10 +3,10 @@
 /*
  * The products that attention is made of: how their operands are packed, and tiles that stay in registers.
  *
- * The right operand is panels of sixteen columns: row k of panel j at b + j * panel + k * step.  The left one is either
- * packed, tile after tile of rows, [depth][rows of the tile] each, or scores: rows STEP apart, taken as they are or turned.
- * An element of a product is a sum of chains of fused multiply-adds, anchored at 0 of the depth, each from zero, added in
- * order, whatever the tile: so a row's bits do not depend on its neighbours.
+ * The right operand is panels of sixteen columns: row k of panel j at b + j * panel + k * step.  The left one is
+ * either packed, tile after tile of rows, [depth][rows of the tile] each, or scores: rows STEP apart, taken as
+ * they are or turned. An element of a product is a sum of chains of fused multiply-adds, anchored at 0 of the
+ * depth, each from zero, added in order, whatever the tile: so a row's bits do not depend on its neighbours.
  */
 #include "kernels/attention_rule.h"
 #include "kernels/attention_source.h"
@@ -125,7 +125,8 @@ pack_columns(float *to, const source *x, size_t s0, span of)
 
 /* ---- products ---- */
 
-typedef enum { PACKED, SCORES, TURNED } left; /* the left operand: see above; TURNED: element (i,k) at a[k * STEP + i] */
+/* The left operand: see above; TURNED: element (i,k) at a[k * STEP + i]. */
+typedef enum { PACKED, SCORES, TURNED } left;
 
 /* The right operand, the place of the result, and the depth. */
 typedef struct {
@@ -178,7 +179,7 @@ tile_of(const product *o, const float *a, float *c, const float *b, size_t rows,
         tile(o, a, c, b, rows, 1, how);
 }
 
-/* `rows` rows, a tile's height, of the left operand `a` with `panels` panels from panel j on, at most CK_TILE_PANELS. */
+/* A tile's height of rows of the left operand `a` with `panels` panels from panel j on, at most CK_TILE_PANELS. */
 ALWAYS void
 multiply(const product *o, const float *a, size_t rows, size_t r, size_t j, size_t panels, left how)
 {
@@ -230,14 +231,15 @@ spans_of_tiles(span *tiles, const span *of, size_t rows)
     }
 }
 
-/* x[r, key] = inner products over D of packed rows and the keys of `of`, packed as columns; by panels, so that these stay in L1. */
+/* x[r,key] = inner products over D of packed rows and the keys of `of`, packed as columns: by panels, kept in L1. */
 static inline void
 inner_products(float *x, const float *left, const float *columns, size_t D, size_t rows, const span *tiles, span of)
 {
     const size_t last = wide(of.to) / 16;
     if (D == 0)
         memset(x, 0, rows * STEP * sizeof *x);
-    const product o = {.c = x, .ldc = STEP, .b = columns, .panel = D * 16, .step = 16, .k = {0, D}, .chain = CHAIN, .fresh = true};
+    const product o = {.c = x, .ldc = STEP, .b = columns, .panel = D * 16, .step = 16, .k = {0, D}, .chain = CHAIN,
+                       .fresh = true};
     for (size_t j = of.from / 16, n; j < last; j += n) {
         n = panels_from(j, last);
         for (size_t r = 0, height; r < rows; r += height) {
@@ -249,8 +251,9 @@ inner_products(float *x, const float *left, const float *columns, size_t D, size
 }
 
 /*
- * y[r,:] += sum over the keys of of[r], ascending, of w[r,key] * row key of the packed b: a chain for every TERMS keys.  A
- * tile takes the keys that some of its rows see; to the others these are weights of 0, which change no bit of a sum.
+ * y[r,:] += sum over the keys of of[r], ascending, of w[r,key] * row key of the packed b: a chain for every TERMS
+ * keys.  A tile takes the keys that some of its rows see; to the others these are weights of 0, which change no
+ * bit of a sum.
  */
 static inline void
 weigh(float *y, size_t width, const float *w, const float *b, size_t rows, const span *tiles)
@@ -268,8 +271,9 @@ weigh(float *y, size_t width, const float *w, const float *b, size_t rows, const
 }
 
 /*
- * The same for one row where a packed row is not finite: 0 * NaN is NaN, so keys that this row does not see are left out, and
- * those that its mask closes are taken with 0 in place of what is not finite.  Elsewhere the same numbers in the same order.
+ * The same for one row where a packed row is not finite: 0 * NaN is NaN, so keys that this row does not see are
+ * left out, and those that its mask closes are taken with 0 in place of what is not finite.  Elsewhere the same
+ * numbers in the same order.
  */
 static inline void
 weigh_strange(const rule *u, float *y, size_t width, const float *w, const float *b, span of, const char *mask)

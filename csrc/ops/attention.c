@@ -61,7 +61,8 @@ plan_items(ck_attention_plan *plan, size_t B, size_t H, size_t T, size_t S, cons
 {
     for (size_t b = 0; b < B; b++)
         plan->item[b] = (ck_attention_item){
-            .T = (int64_t)T, .S = lengths != NULL ? lengths[b] : (int64_t)S, .offset = offsets != NULL ? offsets[b] : q_offset,
+            .T = (int64_t)T, .S = lengths != NULL ? lengths[b] : (int64_t)S,
+            .offset = offsets != NULL ? offsets[b] : q_offset,
             .rows = (int64_t)S, .stat = (int64_t)(b * H * T)};
 }
 
@@ -197,7 +198,9 @@ before(const ck_attention_plan *plan, size_t G, size_t D, size_t pair, bool floa
 {
     const ck_attention_item *item = &plan->item[pair / G];
     const int64_t chunks = pair % G != 0 ? (int64_t)(pair % G) * (item[1].block - item->block) : 0;
-    return floats ? item->part + (chunks != 0 ? chunks * (int64_t)ck_attention_floats(item, D) : 0) : item->block * (int64_t)G + chunks;
+    if (!floats)
+        return item->block * (int64_t)G + chunks;
+    return item->part + (chunks != 0 ? chunks * (int64_t)ck_attention_floats(item, D) : 0);
 }
 
 enum { MOST_PARTS = 1 << 23 }; /* floats of parts at a time, where there are tasks enough */
@@ -215,10 +218,11 @@ wave_end(const struct ck_attention_bwd *a, const ck_attention_plan *plan, size_t
 }
 
 static ck_status
-run_wave(const ck_kernels *k, const struct ck_attention_bwd *a, const ck_attention_plan *plan, size_t pair, size_t end, size_t rows,
-         size_t keys, float *parts, double *sinks)
+run_wave(const ck_kernels *k, const struct ck_attention_bwd *a, const ck_attention_plan *plan, size_t pair, size_t end,
+         size_t rows, size_t keys, float *parts, double *sinks)
 {
-    const size_t first = (size_t)before(plan, a->G, a->D, pair, false), last = (size_t)before(plan, a->G, a->D, end, false);
+    const size_t first = (size_t)before(plan, a->G, a->D, pair, false);
+    const size_t last = (size_t)before(plan, a->G, a->D, end, false);
     const int64_t base = before(plan, a->G, a->D, pair, true);
     ck_status status = ck_run(&(ck_job){.kernel = CK_FAST(attention_bwd_queries), .n = last - first, .grain = 1,
                                         .args = &(struct ck_attention_bwd_queries){*a, parts, sinks, first, base},

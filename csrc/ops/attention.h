@@ -33,12 +33,13 @@
  *
  * Saved for backward: max and sum, apart (their logarithm added up would lose ulps at large scores), and y.
  *
- * Order of sums, which makes a query's bits the same alone, in a batch, in a chunk, and on any number of threads: keys in
- * partitions of CK_ATTENTION_KEYS anchored at key 0, each with a maximum, a sum (16 lanes over s, then by halves) and a
- * weighted sum of v (a chain of fused multiply-adds for every CK_ATTENTION_TERMS keys, the chains added in order);
- * partitions in which the query sees nothing left out; the others merged ascending.  dq: such chains of keys from key 0,
- * added in order.  dk, dv: chains of CK_ATTENTION_TERMS of the rows of a block (ck_attention_queries), which are query by query
- * the heads of a group; added in order over the blocks of a chunk (ck_attention_chunk), and the chunks in order.
+ * Order of sums, which makes a query's bits the same alone, in a batch, in a chunk, and on any number of threads:
+ * keys in partitions of CK_ATTENTION_KEYS anchored at key 0, each with a maximum, a sum (16 lanes over s, then by
+ * halves) and a weighted sum of v (a chain of fused multiply-adds for every CK_ATTENTION_TERMS keys, the chains
+ * added in order); partitions in which the query sees nothing left out; the others merged ascending.  dq: such
+ * chains of keys from key 0, added in order.  dk, dv: chains of CK_ATTENTION_TERMS of the rows of a block
+ * (ck_attention_queries), which are query by query the heads of a group; added in order over the blocks of a chunk
+ * (ck_attention_chunk), and the chunks in order.
  */
 #define CK_ARGS_attention_fwd(_)                \
     _(OUT,      elem,    y,          "B H T D") \
@@ -120,7 +121,7 @@ typedef struct {
 /* What heads and options of any attention must be. */
 ck_status ck_attention_refuse(size_t H, size_t G, int64_t left, int64_t right, double scale, double softcap);
 
-/* A plan for B items, to be filled in but for `block` and `part`; NULL where there is no memory.  Give back `size` bytes of it. */
+/* A plan for B items, to be filled in but for `block` and `part`; NULL where there is no memory.  Its size is `size`. */
 ck_attention_plan *ck_attention_new_plan(size_t B, size_t *size);
 
 /* Attention on the items of a plan.  Offsets, lengths, q_offset and S of the call are not asked; T only for `stat`. */
@@ -135,8 +136,9 @@ struct ck_attention_merge {
 };
 
 /*
- * Backward: chunks of queries give dq, and what they add to dk and dv, [keys of the item, width] each, one behind the other; then
- * the parts of each kv head are added.  Both for as many kv heads at a time as leave the parts small.
+ * Backward: chunks of queries give dq, and what they add to dk and dv, [keys of the item, width] each, one behind
+ * the other; then the parts of each kv head are added.  Both for as many kv heads at a time as leave the parts
+ * small.
  */
 struct ck_attention_bwd_queries {
     struct ck_attention_bwd of;
@@ -219,12 +221,15 @@ ck_attention_number(const ck_attention_place *at, size_t G)
 }
 
 /* Where its parts begin, and the floats of one chunk. */
-static inline size_t ck_attention_floats(const ck_attention_item *item, size_t D) { return 2 * (size_t)item->S * ((D + 15) / 16 * 16); }
+static inline size_t
+ck_attention_floats(const ck_attention_item *item, size_t D)
+{
+    return 2 * (size_t)item->S * ((D + 15) / 16 * 16);
+}
 
 static inline int64_t
-ck_attention_part_at(const ck_attention_place *at, size_t G, size_t D)
+ck_attention_part_at(const ck_attention_place *at, size_t D)
 {
-    (void)G;
     return at->item->part + (int64_t)((at->g * at->blocks + at->block) * ck_attention_floats(at->item, D));
 }
 

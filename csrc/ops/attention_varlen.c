@@ -22,7 +22,8 @@ refuse_lengths(const ck_array *cu, size_t L, size_t rows, const char *name, cons
             return ck_refuse(CK_BAD_VALUE, "'%s' falls from %lld to %lld at place %zu", name, (long long)ck_id(cu, b - 1),
                              (long long)ck_id(cu, b), b);
     if ((uint64_t)ck_id(cu, L - 1) != rows)
-        return ck_refuse(CK_BAD_VALUE, "'%s' ends with %lld, and '%s' has %zu rows", name, (long long)ck_id(cu, L - 1), what, rows);
+        return ck_refuse(CK_BAD_VALUE, "'%s' ends with %lld, and '%s' has %zu rows", name, (long long)ck_id(cu, L - 1),
+                         what, rows);
     return CK_OK;
 }
 
@@ -38,17 +39,17 @@ refuse_offsets(const int64_t *offsets, size_t B, size_t L)
     return CK_OK;
 }
 
-#define REFUSE(a)                                                                                                       \
-    do {                                                                                                                \
-        ck_status no = ck_attention_refuse((a)->H, (a)->G, (a)->left, (a)->right, (a)->scale, (a)->softcap);            \
-        if (no == CK_OK)                                                                                                \
-            no = refuse_lengths(&(a)->cu_seqlens_q, (a)->L, (a)->N, "cu_seqlens_q", "q");                               \
-        if (no == CK_OK)                                                                                                \
-            no = refuse_lengths(&(a)->cu_seqlens_k, (a)->L, (a)->M, "cu_seqlens_k", "k");                               \
-        if (no == CK_OK)                                                                                                \
-            no = refuse_offsets((a)->q_offset, (a)->B, (a)->L);                                                         \
-        if (no != CK_OK)                                                                                                \
-            return no;                                                                                                  \
+#define REFUSE(a)                                                                                               \
+    do {                                                                                                        \
+        ck_status no = ck_attention_refuse((a)->H, (a)->G, (a)->left, (a)->right, (a)->scale, (a)->softcap);    \
+        if (no == CK_OK)                                                                                        \
+            no = refuse_lengths(&(a)->cu_seqlens_q, (a)->L, (a)->N, "cu_seqlens_q", "q");                       \
+        if (no == CK_OK)                                                                                        \
+            no = refuse_lengths(&(a)->cu_seqlens_k, (a)->L, (a)->M, "cu_seqlens_k", "k");                       \
+        if (no == CK_OK)                                                                                        \
+            no = refuse_offsets((a)->q_offset, (a)->B, (a)->L);                                                 \
+        if (no != CK_OK)                                                                                        \
+            return no;                                                                                          \
     } while (0)
 
 /* Each sequence an item. */
@@ -96,7 +97,8 @@ CK_RUN(attention_varlen_bwd)
         .dq = heads_of(a->dq), .dk = heads_of(a->dk), .dv = heads_of(a->dv), .dsinks = a->dsinks, .q = heads_of(a->q),
         .k = heads_of(a->k), .v = heads_of(a->v), .y = heads_of(a->y), .dy = heads_of(a->dy), .dlse = a->dlse, .max = a->max,
         .sum = a->sum, .sinks = a->sinks, .left = a->left, .right = a->right, .causal = a->causal, .scale = a->scale,
-        .softcap = a->softcap, .accumulate = a->accumulate, .B = B, .H = a->H, .G = a->G, .T = a->N, .S = a->M, .D = a->D}, plan);
+        .softcap = a->softcap, .accumulate = a->accumulate, .B = B, .H = a->H, .G = a->G, .T = a->N, .S = a->M,
+        .D = a->D}, plan);
     ck_give(plan, size);
     return status;
 }

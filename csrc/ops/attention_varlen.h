@@ -4,12 +4,12 @@
 /*
  * attention_varlen -- attention on sequences of any lengths, packed one behind the other
  *
- * Sequence b has rows cu_seqlens_q[b] <= i < cu_seqlens_q[b+1] of q and y, and rows cu_seqlens_k[b].. of k and v: the equation,
- * what is saved, the order of every sum and so the bits are those of scaled_dot_product_attention (attention.h) on that
- * sequence alone, no key of another being seen.  Nothing is padded or copied.
+ * Sequence b has rows cu_seqlens_q[b] <= i < cu_seqlens_q[b+1] of q and y, and rows cu_seqlens_k[b].. of k and v:
+ * the equation, what is saved, the order of every sum and so the bits are those of scaled_dot_product_attention
+ * (attention.h) on that sequence alone, no key of another being seen.  Nothing is padded or copied.
  *
- * Query t of a sequence stands at offsets[b] + t; where there are no offsets, at S - T + t, T and S being how many queries and
- * keys it has: the last query stands with the last key, as flash-attention has it since 2.1.
+ * Query t of a sequence stands at offsets[b] + t; where there are no offsets, at S - T + t, T and S being how many
+ * queries and keys it has: the last query stands with the last key, as flash-attention has it since 2.1.
  *
  * Refused, with nothing written: cu_seqlens that do not begin at 0, fall, or do not end at the number of rows.
  */

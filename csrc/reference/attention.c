@@ -16,7 +16,7 @@ in_reach(int64_t p, int64_t s, int64_t length, int causal, int64_t left, int64_t
     return s < length && !(causal && s > p) && !(left >= 0 && p - s > left) && !(right >= 0 && s - p > right);
 }
 
-/* The score x[t,s] of a key in reach, -inf where the mask closes it; *slope, if wanted, is its derivative by scale * q.k */
+/* The score of a key in reach, -inf where the mask closes it; *slope, if wanted, its derivative by scale * q.k */
 static double
 score(double dot, double scale, double softcap, const ck_array *mask, size_t row, size_t s, double *slope)
 {
@@ -60,7 +60,8 @@ dot_with_key(const struct ck_attention_fwd *a, const elem *q, size_t b, size_t g
 
 /* One query against all keys. */
 static void
-forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attention_place *at_, size_t h, size_t t, double *sum_v)
+forward(const struct ck_attention_fwd *a, const ck_array *mask, const ck_attention_place *at_, size_t h, size_t t,
+        double *sum_v)
 {
     const ck_attention_item *item = at_->item;
     const size_t b = at_->b, g = h / (a->H / a->G), row = (b * a->H + h) * a->T + t, stat = item->stat + h * a->T + t;
@@ -189,7 +190,8 @@ CK_KERNEL(attention_bwd_queries)
     const struct ck_attention_bwd *of = &a->of;
     const size_t heads = of->H / of->G;
     for (size_t i = task.begin; i < task.end; i++) {
-        const ck_attention_place place = ck_attention_find((const ck_attention_plan *)of->plan, of->B, of->G, a->first + i);
+        const ck_attention_plan *plan = (const ck_attention_plan *)of->plan;
+        const ck_attention_place place = ck_attention_find(plan, of->B, of->G, a->first + i);
         const size_t T = place.item->T, n = ck_attention_chunk(heads, T);
         for (size_t j = 0; j < heads; j++) {
             double sink = 0;

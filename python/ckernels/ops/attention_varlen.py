@@ -54,7 +54,8 @@ def _offsets(q_offset, cu_seqlens_q):
     offsets = np.asarray(q_offset)
     if offsets.dtype.kind not in "iu" or offsets.ndim != 1:
         raise TypeError(
-            f"{_NAME}(): 'q_offset' must be an integer, integers [B] or None, not {offsets.dtype} of shape {offsets.shape}"
+            f"{_NAME}(): 'q_offset' must be an integer, integers [B] or None, "
+            f"not {offsets.dtype} of shape {offsets.shape}"
         )
     return np.ascontiguousarray(offsets, np.int64)
 
@@ -85,8 +86,8 @@ def attention_varlen(
     scale : float, optional
         1 / sqrt(D) by default.
     q_offset : int or integers [B], optional
-        Query t of a sequence stands at position ``q_offset + t``, key s at s.  By default at ``S - T + t``, of S keys and
-        T queries: the last query with the last key, as in flash-attention since 2.1.
+        Query t of a sequence stands at position ``q_offset + t``, key s at s.  By default at ``S - T + t``, of S keys
+        and T queries: the last query with the last key, as in flash-attention since 2.1.
     window : (left, right), optional
         A query at p sees keys from ``p - left`` to ``p + right``; None leaves a side open.
     softcap : float, optional
@@ -107,8 +108,8 @@ def attention_varlen(
     Raises
     ------
     TypeError, ValueError
-        An argument of the wrong kind, dtype, shape, layout or range, lengths that fall or do not end at N or M, heads that
-        do not divide, overlapping ``out``.
+        An argument of the wrong kind, dtype, shape, layout or range, lengths that fall or do not end at N or M, heads
+        that do not divide, overlapping ``out``.
 
     Notes
     -----
