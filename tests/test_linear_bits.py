@@ -1,5 +1,10 @@
 """What must not change a bit of linear and matmul, in every dtype; the ends of a product, in every dtype."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -199,3 +204,22 @@ def test_sixteen_bits_are_multiplied_as_floats_and_rounded_once(isa, rng, name):
             plain = ck.linear_backward(floats[3], ck.linear_forward(*floats[:3])[1])
             for got, exact in zip(grads[:3], plain[:3], strict=True):
                 assert got.tobytes() == exact.astype(short).tobytes()
+
+
+HASHES = """
+import hashlib, numpy as np, ckernels as ck
+rng = np.random.default_rng(7)
+x, w = rng.standard_normal((500, 300), "f4"), rng.standard_normal((70, 300), "f4")
+print(hashlib.sha256(ck.linear(x, w).tobytes() + ck.matmul(w, x, transpose_b=True).tobytes()).hexdigest())
+"""
+
+
+def test_bits_do_not_depend_on_the_size_of_the_cache():
+    """Blocks of 42 rows, of 210, of 336."""
+    found = set()
+    for size in 128 << 10, 1 << 20, 4 << 20:
+        command = [sys.executable, "-c", HASHES]
+        environment = os.environ | {"CK_L2": str(size), "PYTHONPATH": str(Path(ck.__file__).parent.parent)}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.add(run.stdout)
+    assert len(found) == 1
