@@ -56,13 +56,16 @@ def array_of(parameter, rng, size, star, kinds, ones=""):
     shape = []
     sizes = SIZES | ({"P": 1} if "L" in parameter.letters else {})  # one panel of L columns holds a packed weight's N
     sizes |= {"C": 3 * size * size} if parameter.name in ("qkv", "dqkv") else {}  # (H + 2G) * D
+    sizes |= {"L": size + 1} if parameter.name.startswith("cu_seqlens") else {}  # ends of B sequences
     sizes |= {"W": size * np.dtype(kinds["elem"]).itemsize} | dict.fromkeys(ones, 1)  # W: bytes of a row of elements
     for axis in parameter.shape.split():
         shape += star if axis.endswith("*") else [int(axis[:-1] or 1) * sizes.get(axis[-1], size)]
     if parameter.kind == "double" and (parameter.written or parameter.listed or parameter.shape == "N"):
         return np.ones(1)  # a total, or the number of a step
     array = np.zeros(shape, kinds[parameter.kind])
-    if parameter.kind in ("elem", "weight", "either", "float"):
+    if parameter.name.startswith("cu_seqlens"):  # the first sequence has all rows
+        array[1:] = size
+    elif parameter.kind in ("elem", "weight", "either", "float"):
         array[...] = rng.uniform(0.5, 1.5, array.shape)
     return array
 

@@ -98,11 +98,11 @@ source_fetch(const source *x, size_t s, size_t d)
     else if (x->step != 0 && d == 0)
         for (size_t at = 0; at < x->form->W; at += 64)
             ck_prefetch((const char *)((uintptr_t)x->first + s * (uintptr_t)x->step + at));
-    if (x->step != 0 || d != 0 || s % 4 != 0 || x->form == NULL || s / x->form->S >= x->form->P)
+    if (x->step != 0 || d != 0 || x->form == NULL || s >= x->form->P * x->form->S)
         return;
-    size_t n = 4; /* paged: whole rows at once, for the price of finding one */
-    const size_t row = ck_kv_run(x->form, x->b, x->g, s, &n);
-    for (size_t at = 0; at < n * x->form->W; at += 64)
+    size_t one = 1; /* paged: a whole row at once, for the price of finding it */
+    const size_t row = ck_kv_run(x->form, x->b, x->g, s, &one);
+    for (size_t at = 0; at < x->form->W; at += 64)
         ck_prefetch((const char *)((uintptr_t)x->part->codes + row * x->form->W + at));
 }
 #endif

@@ -33,13 +33,6 @@ array3(const float *data, size_t n0, size_t n1, size_t n2)
     return (ck_array){(void *)data, sizeof *data, 2, {n0, n1}, {(ptrdiff_t)n1 * row, row}};
 }
 
-static ck_array
-array4(const float *data, size_t n0, size_t n1, size_t n2, size_t n3)
-{
-    const ptrdiff_t row = (ptrdiff_t)(n3 * sizeof *data);
-    return (ck_array){(void *)data, sizeof *data, 3, {n0, n1, n2}, {(ptrdiff_t)(n1 * n2) * row, (ptrdiff_t)n2 * row, row}};
-}
-
 static void
 need(ck_status status, const char *what)
 {
