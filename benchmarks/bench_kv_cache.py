@@ -87,3 +87,37 @@ for quant in "int8", "int4":
     run("kv append", f"{S} of 8x128, {quant}", make_append(S, quant), append, nbytes=lambda size: 2 * size * G * S * D)
 run("kv keys", f"{S} of 8x128, int8", make("int8", False), lambda s: s.cache.keys(0),
     nbytes=lambda size: int((size + BYTES["int8"](size)) * G * S * D))
+
+
+def make_batch(rng, dtype):
+    """32 caches of different lengths, and a token for each."""
+    s = SimpleNamespace(k=normal(rng, (32, G, D), dtype), v=normal(rng, (32, G, D), dtype))
+    s.caches = [ck.KVCache(G, D, 64, dtype=s.k.dtype) for _ in range(32)]
+    for i, cache in enumerate(s.caches):
+        cache.append(normal(rng, (1, G, i, D), dtype), normal(rng, (1, G, i, D), dtype))
+    return s
+
+
+def append_batched(s):
+    """And back again."""
+    ck.kv_append_batched(s.caches, s.k, s.v)
+    for i, cache in enumerate(s.caches):
+        cache.truncate(i)
+
+
+run("kv_append_batched", "32 caches of 8x128", make_batch, append_batched, nbytes=lambda size: 4 * size * 32 * G * D)
+
+
+def make_rows(rng, dtype):
+    """Keys of many tokens, and their codes."""
+    s = SimpleNamespace(x=normal(rng, (8192, G * D), dtype))
+    s.codes = {bits: ck.kv_quantize(s.x, bits, 32) for bits in (8, 4)}
+    return s
+
+
+for bits in 8, 4:
+    run("kv_quantize", f"8192x1024, {bits} bits", make_rows, lambda s, bits=bits: ck.kv_quantize(s.x, bits, 32),
+        nbytes=lambda size, bits=bits: int((size + BYTES[f"int{bits}"](size)) * 8192 * G * D))
+    run("kv_dequantize", f"8192x1024, {bits} bits", make_rows,
+        lambda s, bits=bits: ck.kv_dequantize(*s.codes[bits], bits, 32),
+        nbytes=lambda size, bits=bits: int((size + BYTES[f"int{bits}"](size)) * 8192 * G * D))
