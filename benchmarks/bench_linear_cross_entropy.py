@@ -52,3 +52,5 @@ for R, C, V in CASES:
         torch_forward, flops=2 * R * C * V)
     run("linear_cross_entropy fwd+bwd", f"{R}x{C}x{V}", make(R, C, V), {"": both, "unfused": unfused}, torch_both,
         flops=6 * R * C * V)
+    run("linear_cross_entropy_grads", f"{R}x{C}x{V}", make(R, C, V),
+        lambda s: ck.linear_cross_entropy_grads(s.x, s.w, s.t), torch_both, flops=6 * R * C * V)

@@ -57,8 +57,8 @@ def when_begun():
     later(0, signal.SIGINT)
 threading.Thread(target=when_begun).start()
 try:
-    _ck.decoder_fwd(None, None, None, *[None] * 7, scores, *[None] * 12, of(1, T, 1), *weights, of(T, 1), of(T, 1),
-                    None, None, None, 1e-5, 1.0)
+    _ck.decoder_fwd(None, *[None] * 6, *[None] * 7, scores, *[None] * 12, of(1, T, 1), *weights, of(T, 1), of(T, 1),
+                    *[None] * 6, 0, 0, 1e-5, 1.0)
     print("finished", flush=True)
 except KeyboardInterrupt:
     print("interrupted", time.monotonic() - sent[0] < 1, bool(np.isnan(scores).any()), flush=True)
