@@ -369,6 +369,20 @@ class TestCache:
             start += size
         assert cache.lengths.tolist() == [23, 23]
 
+    @pytest.mark.parametrize("paged", [False, True], ids=["in one piece", "paged"])
+    @pytest.mark.parametrize("quant", [None, "int8", "int4", "int8_sym", "fp8_e4m3", "fp8_e5m2"])
+    @pytest.mark.parametrize("preset", ["tiny", "gqa"])  # heads of 32 and of 16
+    def test_any_form_of_cache_has_the_bits_of_one_prefill(self, preset, quant, paged, rng):
+        model, ids = Model(configs[preset], seed=1), draw(rng, 2, 11)
+        whole = model(ids, cache=model.new_cache(16, batch=2, quant=quant))
+        assert np.array_equal(whole, model(ids)) == (quant is None)
+        for sizes in ([1] * 11, [4, 6, 1]):
+            cache, start = model.new_cache(16, batch=2, quant=quant, paged=paged), 0
+            for size in sizes:
+                part = model(ids[:, start : start + size], cache=cache)
+                np.testing.assert_array_equal(part, whole[:, start : start + size], strict=True)
+                start += size
+
     def test_items_of_different_lengths(self, model, rng):
         ids, counts = draw(rng, 3, 11), np.array([11, 4, 0])
         cache = model.new_cache(19, batch=3)

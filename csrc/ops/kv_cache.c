@@ -20,8 +20,8 @@ ck_refuse_form(const ck_kv_form *form, const ck_kv_part *part, size_t width)
     const bool affine = form->format == CK_KV_INT8 || form->format == CK_KV_INT4, scaled = form->format != CK_KV_PLAIN;
     if ((int)form->format < 0 || form->format >= CK_KV_FORMATS)
         return ck_refuse(CK_BAD_VALUE, "'format' is %d, which is none", (int)form->format);
-    if (scaled && form->format != CK_KV_INT8_SYM && (form->group == 0 || form->group % 32 != 0 || form->D % form->group != 0))
-        return ck_refuse(CK_BAD_VALUE, "'group' is %zu: a multiple of 32 is needed of which %zu channels are one", form->group,
+    if (scaled && form->format != CK_KV_INT8_SYM && (form->group == 0 || form->group % 16 != 0 || form->D % form->group != 0))
+        return ck_refuse(CK_BAD_VALUE, "'group' is %zu: a multiple of 16 is needed of which %zu channels are one", form->group,
                          form->D);
     const size_t groups = !scaled ? 0 : form->format == CK_KV_INT8_SYM ? 1 : form->D / form->group;
     if (form->W != row_bytes(form->format, form->D, width))

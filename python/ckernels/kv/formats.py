@@ -8,7 +8,7 @@ from ckernels.runtime import empty
 
 __all__ = ["FORMATS", "Format", "Storage", "dtype_of", "integer"]
 
-GROUPS = (32, 64, 128)
+GROUPS = (16, 32, 64, 128)
 
 
 class Format(NamedTuple):

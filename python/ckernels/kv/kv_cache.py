@@ -72,7 +72,7 @@ class KVCache:
         How they are stored: as they are; affine codes of 8 or 4 bits; symmetric codes of 8 bits with one scale for a
         token and head; 8-bit floats.
     group : int
-        Channels that share a scale, 32, 64 or 128, of which D is a multiple ("int8_sym" has D of them).
+        Channels that share a scale, 16, 32, 64 or 128, of which D is a multiple ("int8_sym" has D of them).
     ring : bool
         Keep the last ``capacity`` tokens of any number: each append overwrites the oldest.  For sliding windows.
 

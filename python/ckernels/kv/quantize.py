@@ -28,7 +28,7 @@ def kv_quantize(x, bits, group):
     x : float32, float16 or bfloat16 [..., D]
     bits : 4 or 8
         Of a code.
-    group : 32, 64 or 128
+    group : 16, 32, 64 or 128
         Channels that share a scale and a bias; D is a multiple.
 
     Returns
@@ -86,7 +86,7 @@ def kv_dequantize(codes, scales, biases, bits, group):
     codes : uint32 [..., D * bits / 32]
     scales, biases : float32, float16 or bfloat16 [..., D / group]
     bits : 4 or 8
-    group : 32, 64 or 128
+    group : 16, 32, 64 or 128
 
     Returns
     -------

@@ -21,7 +21,8 @@ class ModelCache:
     batch : int
         Items, each with a length of its own.
     quant : None, "int8", "int4", "int8_sym", "fp8_e4m3" or "fp8_e5m2"
-        How keys and values are stored, as for :class:`ckernels.KVCache`; groups of 32 channels.
+        How keys and values are stored, as for :class:`ckernels.KVCache`; in groups of 32 channels, or of 16
+        where the head size is no multiple of 32.
     paged : bool or int
         In blocks of 16 tokens, from a pool of so many for each layer; True: as many as all items can fill.  Forks then
         share the pool, and its blocks until one of them writes.
@@ -43,11 +44,12 @@ class ModelCache:
     def __init__(self, config, capacity, batch=1, quant=None, paged=False):
         heads, size, layers = config.num_key_value_heads, config.head_dim, range(config.num_hidden_layers)
         self.capacity = capacity
+        group = 16 if size % 32 else 32
         if paged is False:
-            self.layers = [ck.KVCache(heads, size, capacity, batch=batch, quant=quant) for _ in layers]
+            self.layers = [ck.KVCache(heads, size, capacity, batch=batch, quant=quant, group=group) for _ in layers]
             return
         blocks = -(-capacity // BLOCK) * batch if paged is True else paged
-        pools = [ck.PagedKVCache(heads, size, blocks, BLOCK, quant=quant) for _ in layers]
+        pools = [ck.PagedKVCache(heads, size, blocks, BLOCK, quant=quant, group=group) for _ in layers]
         self.layers = [pool.batch([pool.new() for _ in range(batch)]) for pool in pools]
 
     @property
