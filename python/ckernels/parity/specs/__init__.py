@@ -1,6 +1,6 @@
 """Every op declared once for the comparisons; ``spec.py`` says what a declaration is."""
 
-from .attention import ATTENTION, LSE, SOFTMAX
+from .attention import ATTENTION, ATTENTION_VARLEN, LSE, SOFTMAX
 from .heads import HEADS
 from .losses import CROSS_ENTROPY, KL_DIV, LINEAR_CROSS_ENTROPY, LOG_SOFTMAX, MSE_LOSS
 from .norms import ADD_RMS_NORM, L2_NORM, LAYER_NORM, QK_NORM_ROPE, RMS_NORM
@@ -17,7 +17,7 @@ __all__ = ["SPECS", "OpSpec", "Probe", "names"]
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
     EMBEDDING + RMS_NORM + LAYER_NORM + L2_NORM + ADD + ADD_RMS_NORM + ROPE_TABLE + ROPE + MROPE + QK_NORM_ROPE
-    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + HEADS + ACTIVATIONS + GATED + LOG_SOFTMAX + CROSS_ENTROPY
+    + LINEAR + MATMUL + SOFTMAX + ATTENTION + LSE + ATTENTION_VARLEN + HEADS + ACTIVATIONS + GATED + LOG_SOFTMAX + CROSS_ENTROPY
     + LINEAR_CROSS_ENTROPY + MSE_LOSS + KL_DIV + SGD + ADAMW + CLIP_GRAD_NORM + SELECTION
 )  # fmt: skip
 

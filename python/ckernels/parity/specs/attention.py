@@ -1,4 +1,4 @@
-"""Specs of softmax and attention."""
+"""Specs of softmax and attention, packed sequences too."""
 
 import dataclasses
 
@@ -232,3 +232,48 @@ LSE = [
         aside=("sinks", "lse"),
     )
 ]
+
+
+def _each_sequence(attention):
+    """Make the packed form of a formula: every sequence by itself, its last query with its last key."""
+
+    def packed(torch, q, k, v, cu_seqlens_q, cu_seqlens_k, **options):
+        def heads(x, ends, b):
+            return x[int(ends[b]) : int(ends[b + 1])].transpose(0, 1)[None]
+
+        parts = [q[:0]]
+        for b in range(len(cu_seqlens_q) - 1):
+            of = heads(q, cu_seqlens_q, b), heads(k, cu_seqlens_k, b), heads(v, cu_seqlens_k, b)
+            if of[0].shape[2] != 0:
+                y = attention(torch, *of, q_offset=of[1].shape[2] - of[0].shape[2], **options)
+                parts.append(y[0].transpose(0, 1))
+        return torch.cat(parts)
+
+    return packed
+
+
+def _varlen_probe(label, queries, keys, H, G, D, quick=False, **options):
+    def make(rng):
+        q, k, v = normal(rng, sum(queries), H, D), normal(rng, sum(keys), G, D), normal(rng, sum(keys), G, D)
+        ends = {"cu_seqlens_q": np.cumsum([0, *queries]), "cu_seqlens_k": np.cumsum([0, *keys])}
+        made = {key: value(rng) if callable(value) else value for key, value in options.items()}
+        return {"q": q, "k": k, "v": v} | ends | made
+
+    return Probe(label, make, quick)
+
+
+ATTENTION_VARLEN = family(
+    "attention_varlen",
+    [
+        _varlen_probe("one is empty, causal", (5, 17, 0, 33, 1), (5, 17, 0, 33, 1), 6, 2, 64, True, is_causal=True),
+        _varlen_probe("more keys than queries, causal", (3, 1, 20), (19, 65, 27), 7, 1, 80, is_causal=True),
+        _varlen_probe("no mask, 300 keys", (21, 2), (300, 7), 3, 3, 96),
+        _varlen_probe("window, softcap", (29, 13), (29, 31), 4, 2, 32, window=(5, 0), softcap=5.0),
+        _varlen_probe("sinks", (11, 23), (11, 23), 9, 3, 64, is_causal=True, sinks=_sinks(9)),
+    ],
+    _each_sequence(_attention_formula),
+    eager=_each_sequence(_attention_eager),
+    wrt=("q", "k", "v", "sinks"),
+    floats=("sinks",),
+    aside=("sinks",),
+)

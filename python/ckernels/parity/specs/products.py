@@ -1,6 +1,5 @@
 """Specs of linear and matmul."""
 
-
 from .spec import Probe, family, normal
 
 
