@@ -69,14 +69,14 @@ def memory(limit, nbytes):
 
 def fma():
     """Make the call that does fused multiply-adds alone; as :func:`memory`, with operations for bytes."""
-    blocks, n = 8 * ck.get_num_threads(), 4096
+    blocks, n = 8 * ck.get_num_threads(), 65536  # a millisecond: waking a thread must not count
     sums = np.empty(blocks, np.float32)
     return {"fma": (lambda unused: _ck.probe_fma(sums, n), 2 * 128 * n * blocks)}
 
 
 def amx():
     """Make the call that multiplies tiles of bfloat16 alone; as :func:`fma`, but empty without a matrix unit."""
-    blocks, n = 8 * ck.get_num_threads(), 4096
+    blocks, n = 8 * ck.get_num_threads(), 65536  # a millisecond: waking a thread must not count
     sums = np.empty(blocks, np.float32)
     if np.isnan(_ck.probe_amx(sums, 0)).any():
         return {}
