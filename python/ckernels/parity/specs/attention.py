@@ -269,7 +269,7 @@ ATTENTION_VARLEN = family(
         _varlen_probe("more keys than queries, causal", (3, 1, 20) * 5, (19, 65, 27) * 5, 7, 1, 80, is_causal=True),
         _varlen_probe("no mask, 300 keys", (21, 2) * 5, (300, 7) * 5, 3, 3, 96),
         _varlen_probe("window, softcap", (29, 13) * 5, (29, 31) * 5, 4, 2, 32, window=(5, 0), softcap=5.0),
-        _varlen_probe("sinks", (11, 23) * 8, (11, 23) * 8, 9, 3, 64, is_causal=True, sinks=_sinks(9)),
+        _varlen_probe("sinks", (11, 23) * 4, (11, 23) * 4, 9, 3, 64, is_causal=True, sinks=_sinks(9)),
     ],
     _each_sequence(_attention_formula),
     eager=_each_sequence(_attention_eager),
