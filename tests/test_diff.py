@@ -231,7 +231,6 @@ def test_what_is_no_model_is_refused(traced):
 
 def test_transformers_is_known_by_its_float32_angles():
     """Its tables are computed in float32: rounding of its own, which the model may be told to have."""
-    pytest.importorskip("transformers", reason="not measured: no transformers")
     from ckernels.parity import peer, trace_torch
 
     reference = model()

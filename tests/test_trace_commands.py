@@ -11,8 +11,6 @@ from ckernels import cli
 from ckernels.parity import Trace
 from ckernels.parity.acceptance import candidate
 
-pytest.importorskip("safetensors")
-
 
 @pytest.fixture
 def folders(tmp_path):
@@ -133,7 +131,6 @@ def test_a_trace_of_hashes(folders, tmp_path, capsys):
 
 
 def test_bfloat16_in_the_folder_comes_as_float32(tmp_path):
-    pytest.importorskip("ml_dtypes")
     header = json.dumps({"logits": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
     data = struct.pack("<Q", len(header)) + header + struct.pack("<2H", 0x3F80, 0xC040)
     (tmp_path / "arrays.safetensors").write_bytes(data)
