@@ -45,25 +45,42 @@ normed(const void *of, size_t c, size_t n)
 }
 
 CK_TEMPLATE void
-forward(const struct ck_add_rms_norm_fwd *a, const norm_walk *walk, bool cut)
+forward_place(void *to, const void *args, const norm_walk *walk, norm_span s)
+{
+    const struct ck_add_rms_norm_fwd *a = args;
+    forward_row *row = to;
+    row->x = norm_row(&a->x, s);
+    row->next_x = norm_next(&a->x, s, a->R);
+    row->residual = norm_row(&a->residual, s);
+    row->next_residual = norm_next(&a->residual, s, a->R);
+    row->h = norm_row(&a->h, s);
+    row->weight = norm_weight(walk, 0, s);
+}
+
+CK_TEMPLATE void
+forward(const struct ck_add_rms_norm_fwd *a, const norm_walk *walk, norm_way way)
 {
     const size_t C = a->C;
     const bool stream_y = norm_streams(&a->y, &a->x, 4, a->R, C) && norm_streams(&a->y, &a->residual, 4, a->R, C);
     const bool stream_h = norm_streams(&a->h, &a->x, 4, a->R, C) && norm_streams(&a->h, &a->residual, 4, a->R, C);
+    float rstd[NORM_MOST];
+    forward_row row;
 
-    for (size_t i = 0; i < walk->n; i++) {
-        const norm_span s = norm_span_at(walk, i, C, cut);
-        forward_row row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, C),
-                           .residual = norm_row(&a->residual, s), .next_residual = norm_next(&a->residual, s, a->R, C),
-                           .h = norm_row(&a->h, s), .stream_h = stream_h, .weight = norm_weight(&a->weight, s)};
-        const norm_sums sum = norm_sum_span(add_square, &row, s);
-        if (norm_measured(s, sum))
+    for (size_t i = 0; i < walk->n; i += NORM_GANG(way)) {
+        const norm_gang gang = norm_gang_sums(1, add_square, forward_place, &row, a, walk, i, C, way);
+        if (norm_measured(&gang, walk, i, C, way))
             continue;
-        const float rstd = (float)(1 / sqrt(sum.a / (double)C + a->eps));
-        if (a->rstd != NULL && s.begin == 0)
-            a->rstd[s.r] = rstd;
-        row.scale = v16_splat(rstd);
-        norm_write(norm_row(&a->y, s), s.n, stream_y, normed, &row);
+        for (size_t j = 0; j < gang.n; j++)
+            rstd[j] = (float)(1 / sqrt(gang.a[j] / (double)C + a->eps));
+        for (size_t j = 0; j < gang.n; j++) {
+            const norm_span s = norm_span_at(walk, i + j, C, way);
+            if (a->rstd != NULL && s.begin == 0)
+                a->rstd[s.r] = rstd[j];
+            forward_place(&row, a, walk, s);
+            row.stream_h = stream_h;
+            row.scale = v16_splat(rstd[j]);
+            norm_write(norm_row(&a->y, s), s.n, stream_y, normed, &row);
+        }
     }
     if (stream_y || stream_h)
         ck_stream_end();
@@ -71,7 +88,7 @@ forward(const struct ck_add_rms_norm_fwd *a, const norm_walk *walk, bool cut)
 
 CK_KERNEL(add_rms_norm_fwd)
 {
-    NORM_WALK(forward, task, a);
+    NORM_WALK(forward, task, a->C, a);
 }
 
 typedef struct {
@@ -111,27 +128,41 @@ gradient(const void *of, size_t c, size_t n)
 
 /* Each block of rows leaves its share of dweight. */
 CK_TEMPLATE void
-backward(const struct ck_add_rms_norm_bwd *a, const norm_walk *walk, bool cut)
+backward_place(void *to, const void *args, const norm_walk *walk, norm_span s)
+{
+    const struct ck_add_rms_norm_bwd *a = args;
+    backward_row *row = to;
+    row->h = norm_row(&a->h, s);
+    row->next_h = norm_next(&a->h, s, a->R);
+    row->dy = norm_row(&a->dy, s);
+    row->next_dy = norm_next(&a->dy, s, a->R);
+    row->dh = norm_row(&a->dh, s);
+    row->next_dh = norm_next(&a->dh, s, a->R);
+    row->dresidual = a->dresidual.data != NULL ? norm_row(&a->dresidual, s) : NULL;
+    row->dweight = norm_part(walk, 0, s, CK_ADD_RMS_NORM_ROWS);
+    row->weight = norm_weight(walk, 0, s);
+    row->scale = v16_splat(a->rstd[s.r]);
+    row->first = s.r % CK_ADD_RMS_NORM_ROWS == 0;
+}
+
+CK_TEMPLATE void
+backward(const struct ck_add_rms_norm_bwd *a, const norm_walk *walk, norm_way way)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->dx, &a->dy, 4, a->R, C) && a->dx.data != a->dh.data;
+    backward_row row;
 
-    for (size_t i = 0; i < walk->n; i++) {
-        const norm_span s = norm_span_at(walk, i, C, cut);
-        backward_row row = {.h = norm_row(&a->h, s), .next_h = norm_next(&a->h, s, a->R, C),
-                            .dy = norm_row(&a->dy, s), .next_dy = norm_next(&a->dy, s, a->R, C),
-                            .dh = norm_row(&a->dh, s), .next_dh = norm_next(&a->dh, s, a->R, C),
-                            .dweight = norm_part(walk, s, CK_ADD_RMS_NORM_ROWS, C),
-                            .weight = norm_weight(&a->weight, s), .scale = v16_splat(a->rstd[s.r]),
-                            .first = s.r % CK_ADD_RMS_NORM_ROWS == 0};
-        if (a->dresidual.data != NULL)
-            row.dresidual = norm_row(&a->dresidual, s);
-        const norm_sums sum = norm_sum_span(add_product, &row, s);
-        if (norm_measured(s, sum))
+    for (size_t i = 0; i < walk->n; i += NORM_GANG(way)) {
+        const norm_gang gang = norm_gang_sums(1, add_product, backward_place, &row, a, walk, i, C, way);
+        if (norm_measured(&gang, walk, i, C, way))
             continue;
-        const double rstd = a->rstd[s.r];
-        row.pull = v16_splat((float)(-rstd * rstd * sum.a / (double)C));
-        norm_write(norm_row(&a->dx, s), s.n, stream, gradient, &row);
+        for (size_t j = 0; j < gang.n; j++) {
+            const norm_span s = norm_span_at(walk, i + j, C, way);
+            const double rstd = a->rstd[s.r];
+            backward_place(&row, a, walk, s);
+            row.pull = v16_splat((float)(-rstd * rstd * gang.a[j] / (double)C));
+            norm_write(norm_row(&a->dx, s), s.n, stream, gradient, &row);
+        }
     }
     if (stream)
         ck_stream_end();
@@ -139,5 +170,5 @@ backward(const struct ck_add_rms_norm_bwd *a, const norm_walk *walk, bool cut)
 
 CK_KERNEL(add_rms_norm_bwd)
 {
-    NORM_WALK(backward, task, a);
+    NORM_WALK(backward, task, a->C, a);
 }

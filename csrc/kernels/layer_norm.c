@@ -60,6 +60,17 @@ moments_of_piece(forward_row row, size_t begin, size_t end)
     return all;
 }
 
+CK_TEMPLATE void
+forward_place(void *to, const void *args, const norm_walk *walk, norm_span s)
+{
+    const struct ck_layer_norm_fwd *a = args;
+    forward_row *row = to;
+    row->x = norm_row(&a->x, s);
+    row->next = norm_next(&a->x, s, a->R);
+    row->weight = norm_weight(walk, 0, s);
+    row->bias = norm_weight(walk, 1, s);
+}
+
 /* Those of a span to be measured; else of the whole row, piece by piece. */
 CK_TEMPLATE norm_sums
 moments_of(const forward_row *row, norm_span s, size_t C)
@@ -71,6 +82,40 @@ moments_of(const forward_row *row, norm_span s, size_t C)
         all = both(all, from, s.known != NULL ? s.known[from / CK_NORM_PIECE] : moments_of_piece(*row, from, to), to - from);
     }
     return all;
+}
+
+/* Those of spans that go together.  By the gang, rows are one block each, and this is moments_of_piece. */
+CK_TEMPLATE norm_gang
+moments_of_gang(const struct ck_layer_norm_fwd *a, const norm_walk *walk, size_t i, norm_way way)
+{
+    forward_row row;
+    norm_gang gang;
+    if (way != NORM_BY_GANG) {
+        const norm_span s = norm_span_at(walk, i, a->C, way);
+        forward_place(&row, a, walk, s);
+        const norm_sums moments = moments_of(&row, s, a->C);
+        gang.n = 1, gang.a[0] = moments.a, gang.b[0] = moments.b, gang.c[0] = 0;
+        return gang;
+    }
+    const double inverse = 1 / (double)a->C;
+    v16 ds[NORM_MOST], squares[NORM_MOST];
+    float about[NORM_MOST];
+    gang = norm_gang_sums(1, add_x, forward_place, &row, a, walk, i, a->C, way);
+    for (size_t j = 0; j < gang.n; j++)
+        about[j] = (float)(gang.a[j] * inverse);
+    for (size_t j = 0; j < gang.n; j++) {
+        forward_place(&row, a, walk, norm_span_at(walk, i + j, a->C, way));
+        row.mean = v16_splat(about[j]);
+        const norm_lanes d = norm_lanes_of(add_distance, &row, 0, a->C);
+        ds[j] = d.a, squares[j] = d.b;
+    }
+    norm_fold(gang.a, ds, gang.n);
+    norm_fold(gang.b, squares, gang.n);
+    for (size_t j = 0; j < gang.n; j++) {
+        gang.b[j] -= gang.a[j] * (gang.a[j] * inverse);
+        gang.a[j] = about[j] + gang.a[j] * inverse;
+    }
+    return gang;
 }
 
 /* Inlined with `weighted` and `biased` known. */
@@ -92,28 +137,36 @@ CK_TEMPLATE v16 with_bias(const void *of, size_t c, size_t n) { return result(of
 CK_TEMPLATE v16 with_both(const void *of, size_t c, size_t n) { return result(of, c, n, true, true); }
 
 CK_TEMPLATE void
-forward(const struct ck_layer_norm_fwd *a, norm_value *value, const norm_walk *walk, bool cut)
+forward(const struct ck_layer_norm_fwd *a, norm_value *value, const norm_walk *walk, norm_way way)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->y, &a->x, 2, a->R, C);
+    float mean[NORM_MOST], rstd[NORM_MOST], rest[NORM_MOST];
+    forward_row row;
 
-    for (size_t i = 0; i < walk->n; i++) {
-        const norm_span s = norm_span_at(walk, i, C, cut);
-        forward_row row = {.x = norm_row(&a->x, s), .next = norm_next(&a->x, s, a->R, C),
-                           .weight = norm_weight(&a->weight, s), .bias = norm_weight(&a->bias, s)};
-        const norm_sums moments = moments_of(&row, s, C);
-        if (norm_measured(s, moments))
+    for (size_t i = 0; i < walk->n; i += NORM_GANG(way)) {
+        const norm_gang gang = moments_of_gang(a, walk, i, way);
+        if (norm_measured(&gang, walk, i, C, way))
             continue;
-        const double mean = moments.a, squares = moments.b < 0 ? 0 : moments.b; /* by a rounding; NaN stays */
-        const double rstd = 1 / sqrt(squares / (double)C + a->eps);
-        if (a->mean != NULL && s.begin == 0)
-            a->mean[s.r] = (float)mean;
-        if (a->rstd != NULL && s.begin == 0)
-            a->rstd[s.r] = (float)rstd;
-        row.mean = v16_splat((float)mean);
-        row.scale = v16_splat((float)rstd);
-        row.rest = v16_splat((float)(((float)mean - mean) * rstd));
-        norm_write(norm_row(&a->y, s), s.n, stream, value, &row);
+        for (size_t j = 0; j < gang.n; j++) {
+            const double squares = gang.b[j] < 0 ? 0 : gang.b[j]; /* by a rounding; NaN stays */
+            const double scale = 1 / sqrt(squares / (double)C + a->eps);
+            mean[j] = (float)gang.a[j];
+            rstd[j] = (float)scale;
+            rest[j] = (float)((mean[j] - gang.a[j]) * scale);
+        }
+        for (size_t j = 0; j < gang.n; j++) {
+            const norm_span s = norm_span_at(walk, i + j, C, way);
+            if (a->mean != NULL && s.begin == 0)
+                a->mean[s.r] = mean[j];
+            if (a->rstd != NULL && s.begin == 0)
+                a->rstd[s.r] = rstd[j];
+            forward_place(&row, a, walk, s);
+            row.mean = v16_splat(mean[j]);
+            row.scale = v16_splat(rstd[j]);
+            row.rest = v16_splat(rest[j]);
+            norm_write(norm_row(&a->y, s), s.n, stream, value, &row);
+        }
     }
     if (stream)
         ck_stream_end();
@@ -122,13 +175,13 @@ forward(const struct ck_layer_norm_fwd *a, norm_value *value, const norm_walk *w
 CK_KERNEL(layer_norm_fwd)
 {
     if (a->weight.data != NULL && a->bias.data != NULL)
-        NORM_WALK(forward, task, a, with_both);
+        NORM_WALK(forward, task, a->C, a, with_both);
     else if (a->weight.data != NULL)
-        NORM_WALK(forward, task, a, with_weight);
+        NORM_WALK(forward, task, a->C, a, with_weight);
     else if (a->bias.data != NULL)
-        NORM_WALK(forward, task, a, with_bias);
+        NORM_WALK(forward, task, a->C, a, with_bias);
     else
-        NORM_WALK(forward, task, a, plain);
+        NORM_WALK(forward, task, a->C, a, plain);
 }
 
 typedef struct {
@@ -176,30 +229,43 @@ CK_TEMPLATE v16 gradient_plain(const void *of, size_t c, size_t n) { return grad
 CK_TEMPLATE v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }
 
 CK_TEMPLATE void
-backward(const struct ck_layer_norm_bwd *a, norm_term *term, norm_value *value, const norm_walk *walk, bool cut)
+backward_place(void *to, const void *args, const norm_walk *walk, norm_span s)
 {
-    const size_t C = a->C, blocks = a->R / CK_LAYER_NORM_ROWS + (a->R % CK_LAYER_NORM_ROWS != 0);
+    const struct ck_layer_norm_bwd *a = args;
+    backward_row *row = to;
+    row->x = norm_row(&a->x, s);
+    row->dy = norm_row(&a->dy, s);
+    row->weight = norm_weight(walk, 0, s);
+    row->next_x = norm_next(&a->x, s, a->R);
+    row->next_dy = norm_next(&a->dy, s, a->R);
+    row->dweight = norm_part(walk, 0, s, CK_LAYER_NORM_ROWS);
+    row->dbias = norm_part(walk, 1, s, CK_LAYER_NORM_ROWS);
+    row->first = s.r % CK_LAYER_NORM_ROWS == 0;
+    row->mean = v16_splat(a->mean[s.r]);
+    row->scale = v16_splat(a->rstd[s.r]);
+}
+
+CK_TEMPLATE void
+backward(const struct ck_layer_norm_bwd *a, norm_term *term, norm_value *value, const norm_walk *walk, norm_way way)
+{
+    const size_t C = a->C;
     const bool stream = norm_streams(&a->dx, &a->dy, 3, a->R, C);
+    backward_row row;
 
-    for (size_t i = 0; i < walk->n; i++) {
-        const norm_span s = norm_span_at(walk, i, C, cut);
-        float *part = norm_part(walk, s, CK_LAYER_NORM_ROWS, C);
-        backward_row row = {.x = norm_row(&a->x, s), .dy = norm_row(&a->dy, s), .weight = norm_weight(&a->weight, s),
-                            .next_x = norm_next(&a->x, s, a->R, C), .next_dy = norm_next(&a->dy, s, a->R, C),
-                            .dweight = a->dweight.data != NULL ? part : NULL, .first = s.r % CK_LAYER_NORM_ROWS == 0,
-                            .mean = v16_splat(a->mean[s.r]), .scale = v16_splat(a->rstd[s.r])};
-        if (a->dbias.data != NULL)
-            row.dbias = a->dweight.data != NULL ? part + blocks * C : part;
-
-        const norm_sums sum = norm_sum_span(term, &row, s);
-        if (norm_measured(s, sum))
+    for (size_t i = 0; i < walk->n; i += NORM_GANG(way)) {
+        const norm_gang gang = norm_gang_sums(3, term, backward_place, &row, a, walk, i, C, way);
+        if (norm_measured(&gang, walk, i, C, way))
             continue;
-        const double rstd = a->rstd[s.r], n = (double)C, lacks = sum.c / n;
-        const double pull = rstd * rstd * (sum.b - lacks * sum.a) / n;
-        row.rest = v16_splat((float)(-lacks * rstd));
-        row.about = v16_splat((float)(sum.a / n - lacks * pull));
-        row.pull = v16_splat((float)-pull);
-        norm_write(norm_row(&a->dx, s), s.n, stream, value, &row);
+        for (size_t j = 0; j < gang.n; j++) {
+            const norm_span s = norm_span_at(walk, i + j, C, way);
+            const double rstd = a->rstd[s.r], n = (double)C, lacks = gang.c[j] / n;
+            const double pull = rstd * rstd * (gang.b[j] - lacks * gang.a[j]) / n;
+            backward_place(&row, a, walk, s);
+            row.rest = v16_splat((float)(-lacks * rstd));
+            row.about = v16_splat((float)(gang.a[j] / n - lacks * pull));
+            row.pull = v16_splat((float)-pull);
+            norm_write(norm_row(&a->dx, s), s.n, stream, value, &row);
+        }
     }
     if (stream)
         ck_stream_end();
@@ -208,7 +274,7 @@ backward(const struct ck_layer_norm_bwd *a, norm_term *term, norm_value *value, 
 CK_KERNEL(layer_norm_bwd)
 {
     if (a->weight.data != NULL)
-        NORM_WALK(backward, task, a, add_weighted, gradient_weighted);
+        NORM_WALK(backward, task, a->C, a, add_weighted, gradient_weighted);
     else
-        NORM_WALK(backward, task, a, add_plain, gradient_plain);
+        NORM_WALK(backward, task, a->C, a, add_plain, gradient_plain);
 }

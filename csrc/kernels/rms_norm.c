@@ -21,23 +21,44 @@ scaled(const void *of, size_t c, size_t n)
 CK_TEMPLATE v16 scaled_weighted(const void *of, size_t c, size_t n) { return v16_mul(scaled(of, c, n), weights(of, c, n)); }
 
 CK_TEMPLATE void
-forward(const struct ck_rms_norm_fwd *a, norm_value *value, const norm_walk *walk, bool cut)
+forward_row(void *to, const void *args, const norm_walk *walk, norm_span s)
+{
+    const struct ck_rms_norm_fwd *a = args;
+    row_of *row = to;
+    row->x = norm_row(&a->x, s);
+    row->next_x = norm_next(&a->x, s, a->R);
+    row->weight = norm_weight(walk, 0, s);
+    row->offset = v16_splat((float)a->offset);
+}
+
+CK_TEMPLATE norm_lanes
+add_square(const void *of, size_t c, size_t n, norm_lanes sum)
+{
+    return norm_square(((const row_of *)of)->x, c, n, sum);
+}
+
+CK_TEMPLATE void
+forward(const struct ck_rms_norm_fwd *a, norm_value *value, const norm_walk *walk, norm_way way)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->y, &a->x, 2, a->R, C);
+    float rstd[NORM_MOST];
+    row_of row;
 
-    for (size_t i = 0; i < walk->n; i++) {
-        const norm_span s = norm_span_at(walk, i, C, cut);
-        row_of row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, C), .weight = norm_weight(&a->weight, s),
-                      .offset = v16_splat((float)a->offset)};
-        const norm_sums sum = norm_sum_span(norm_square, row.x, s);
-        if (norm_measured(s, sum))
+    for (size_t i = 0; i < walk->n; i += NORM_GANG(way)) {
+        const norm_gang gang = norm_gang_sums(1, add_square, forward_row, &row, a, walk, i, C, way);
+        if (norm_measured(&gang, walk, i, C, way))
             continue;
-        const float rstd = (float)(1 / sqrt(sum.a / (double)C + a->eps));
-        if (a->rstd != NULL && s.begin == 0)
-            a->rstd[s.r] = rstd;
-        row.scale = v16_splat(rstd);
-        norm_write(norm_row(&a->y, s), s.n, stream, value, &row);
+        for (size_t j = 0; j < gang.n; j++)
+            rstd[j] = (float)(1 / sqrt(gang.a[j] / (double)C + a->eps));
+        for (size_t j = 0; j < gang.n; j++) {
+            const norm_span s = norm_span_at(walk, i + j, C, way);
+            if (a->rstd != NULL && s.begin == 0)
+                a->rstd[s.r] = rstd[j];
+            forward_row(&row, a, walk, s);
+            row.scale = v16_splat(rstd[j]);
+            norm_write(norm_row(&a->y, s), s.n, stream, value, &row);
+        }
     }
     if (stream)
         ck_stream_end();
@@ -46,9 +67,9 @@ forward(const struct ck_rms_norm_fwd *a, norm_value *value, const norm_walk *wal
 CK_KERNEL(rms_norm_fwd)
 {
     if (a->weight.data != NULL)
-        NORM_WALK(forward, task, a, scaled_weighted);
+        NORM_WALK(forward, task, a->C, a, scaled_weighted);
     else
-        NORM_WALK(forward, task, a, scaled);
+        NORM_WALK(forward, task, a->C, a, scaled);
 }
 
 CK_TEMPLATE v16
@@ -82,24 +103,39 @@ CK_TEMPLATE v16 gradient_plain(const void *of, size_t c, size_t n) { return grad
 CK_TEMPLATE v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }
 
 CK_TEMPLATE void
-backward(const struct ck_rms_norm_bwd *a, norm_term *term, norm_value *value, const norm_walk *walk, bool cut)
+backward_row(void *to, const void *args, const norm_walk *walk, norm_span s)
+{
+    const struct ck_rms_norm_bwd *a = args;
+    row_of *row = to;
+    row->x = norm_row(&a->x, s);
+    row->next_x = norm_next(&a->x, s, a->R);
+    row->dy = norm_row(&a->dy, s);
+    row->next_dy = norm_next(&a->dy, s, a->R);
+    row->weight = norm_weight(walk, 0, s);
+    row->offset = v16_splat((float)a->offset);
+    row->dweight = norm_part(walk, 0, s, CK_RMS_NORM_ROWS);
+    row->scale = v16_splat(a->rstd[s.r]);
+    row->first = s.r % CK_RMS_NORM_ROWS == 0;
+}
+
+CK_TEMPLATE void
+backward(const struct ck_rms_norm_bwd *a, norm_term *term, norm_value *value, const norm_walk *walk, norm_way way)
 {
     const size_t C = a->C;
     const bool stream = norm_streams(&a->dx, &a->dy, 3, a->R, C);
+    row_of row;
 
-    for (size_t i = 0; i < walk->n; i++) {
-        const norm_span s = norm_span_at(walk, i, C, cut);
-        row_of row = {.x = norm_row(&a->x, s), .next_x = norm_next(&a->x, s, a->R, C),
-                      .dy = norm_row(&a->dy, s), .next_dy = norm_next(&a->dy, s, a->R, C),
-                      .weight = norm_weight(&a->weight, s), .offset = v16_splat((float)a->offset),
-                      .dweight = norm_part(walk, s, CK_RMS_NORM_ROWS, C),
-                      .scale = v16_splat(a->rstd[s.r]), .first = s.r % CK_RMS_NORM_ROWS == 0};
-        const norm_sums sum = norm_sum_span(term, &row, s);
-        if (norm_measured(s, sum))
+    for (size_t i = 0; i < walk->n; i += NORM_GANG(way)) {
+        const norm_gang gang = norm_gang_sums(1, term, backward_row, &row, a, walk, i, C, way);
+        if (norm_measured(&gang, walk, i, C, way))
             continue;
-        const double rstd = a->rstd[s.r];
-        row.pull = v16_splat((float)(-rstd * rstd * sum.a / (double)C));
-        norm_write(norm_row(&a->dx, s), s.n, stream, value, &row);
+        for (size_t j = 0; j < gang.n; j++) {
+            const norm_span s = norm_span_at(walk, i + j, C, way);
+            const double rstd = a->rstd[s.r];
+            backward_row(&row, a, walk, s);
+            row.pull = v16_splat((float)(-rstd * rstd * gang.a[j] / (double)C));
+            norm_write(norm_row(&a->dx, s), s.n, stream, value, &row);
+        }
     }
     if (stream)
         ck_stream_end();
@@ -108,7 +144,7 @@ backward(const struct ck_rms_norm_bwd *a, norm_term *term, norm_value *value, co
 CK_KERNEL(rms_norm_bwd)
 {
     if (a->weight.data != NULL)
-        NORM_WALK(backward, task, a, add_weighted, gradient_weighted);
+        NORM_WALK(backward, task, a->C, a, add_weighted, gradient_weighted);
     else
-        NORM_WALK(backward, task, a, add_plain, gradient_plain);
+        NORM_WALK(backward, task, a->C, a, add_plain, gradient_plain);
 }

@@ -6,10 +6,10 @@
 
 CK_RUN(l2_norm_fwd)
 {
-    return ck_run_norm(CK_FAST(l2_norm_fwd), a, a->R, a->C, ck_grain(a->C), NULL);
+    return ck_run_norm(k, &(ck_norm){.kernel = CK_FAST(l2_norm_fwd), .args = a, .R = a->R, .C = a->C, .grain = ck_grain(a->C)});
 }
 
 CK_RUN(l2_norm_bwd)
 {
-    return ck_run_norm(CK_FAST(l2_norm_bwd), a, a->R, a->C, ck_grain(a->C), NULL);
+    return ck_run_norm(k, &(ck_norm){.kernel = CK_FAST(l2_norm_bwd), .args = a, .R = a->R, .C = a->C, .grain = ck_grain(a->C)});
 }

@@ -1,10 +1,8 @@
 #include "reference/reference.h"
 #include "ops/l2_norm.h"
-#include "ops/norm_rows.h"
 
 CK_KERNEL(l2_norm_fwd)
 {
-    task = ck_norm_task(task);
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r);
         elem *y = ck_row(&a->y, r);
@@ -21,7 +19,6 @@ CK_KERNEL(l2_norm_fwd)
 
 CK_KERNEL(l2_norm_bwd)
 {
-    task = ck_norm_task(task);
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r), *dy = ck_row(&a->dy, r);
         elem *dx = ck_row(&a->dx, r);

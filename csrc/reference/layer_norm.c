@@ -4,8 +4,7 @@
 
 CK_KERNEL(layer_norm_fwd)
 {
-    task = ck_norm_task(task);
-    const float *weight = a->weight.data, *bias = a->bias.data;
+    const float *weight = ck_norm_weight(task, 0), *bias = ck_norm_weight(task, 1);
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r);
         elem *y = ck_row(&a->y, r);
@@ -59,10 +58,9 @@ shares(const struct ck_layer_norm_bwd *a, size_t begin, size_t end, float *dweig
 }
 
 static void
-backward_row(const struct ck_layer_norm_bwd *a, size_t r)
+backward_row(const struct ck_layer_norm_bwd *a, const float *weight, size_t r)
 {
     const elem *x = ck_row(&a->x, r), *dy = ck_row(&a->dy, r);
-    const float *weight = a->weight.data;
     elem *dx = ck_row(&a->dx, r);
     const double mean = mean_of(x, a->C, a->mean[r]), rstd = a->rstd[r];
     double sum = 0, dot = 0;
@@ -79,7 +77,6 @@ backward_row(const struct ck_layer_norm_bwd *a, size_t r)
 
 CK_KERNEL(layer_norm_bwd)
 {
-    task = ck_norm_task(task);
     const size_t blocks = (a->R + CK_LAYER_NORM_ROWS - 1) / CK_LAYER_NORM_ROWS;
     float *const parts = ((const ck_norm_rows *)task.work)->parts;
     for (size_t begin = task.begin; parts && begin < task.end; begin += CK_LAYER_NORM_ROWS) {
@@ -89,5 +86,5 @@ CK_KERNEL(layer_norm_bwd)
                !a->dbias.data ? NULL : a->dweight.data ? part + blocks * a->C : part);
     }
     for (size_t r = task.begin; r < task.end; r++)
-        backward_row(a, r); /* dx may be dy: last */
+        backward_row(a, ck_norm_weight(task, 0), r); /* dx may be dy: last */
 }

@@ -4,8 +4,7 @@
 
 CK_KERNEL(rms_norm_fwd)
 {
-    task = ck_norm_task(task);
-    const float *weight = a->weight.data;
+    const float *weight = ck_norm_weight(task, 0);
     for (size_t r = task.begin; r < task.end; r++) {
         const elem *x = ck_row(&a->x, r);
         elem *y = ck_row(&a->y, r);
@@ -34,8 +33,7 @@ share_of_dweight(const struct ck_rms_norm_bwd *a, size_t begin, size_t end, floa
 
 CK_KERNEL(rms_norm_bwd)
 {
-    task = ck_norm_task(task);
-    const float *weight = a->weight.data;
+    const float *weight = ck_norm_weight(task, 0);
     for (size_t begin = task.begin; a->dweight.data && begin < task.end; begin += CK_RMS_NORM_ROWS)
         share_of_dweight(a, begin, task.end, ((const ck_norm_rows *)task.work)->parts + begin / CK_RMS_NORM_ROWS * a->C);
     for (size_t r = task.begin; r < task.end; r++) {
