@@ -19,7 +19,13 @@ capped(v16 logits, float softcap, v16 *slope)
 }
 
 /* The first lane. */
-static inline float first(v16 x) { return v16_sum(v16_select(v16_first(1), x, v16_zero())); }
+static inline float
+first(v16 x)
+{
+    float lanes[16];
+    v16_store_f32(lanes, x, 16);
+    return lanes[0];
+}
 
 static inline float
 score(v16 logit, float softcap)
@@ -30,9 +36,9 @@ score(v16 logit, float softcap)
 
 /* ---- forward ---- */
 
-/* Of a block of n: the sum of exp(x - base), and where `smooth` that of x.  Fetches what follows the block. */
-CK_TEMPLATE void
-sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, double *sum, double *all)
+/* Of a block of n, lane by lane: the sum of exp(x - base), and where `smooth` that of x.  Fetches what follows the block. */
+CK_TEMPLATE v16
+block_lanes(const elem *logits, size_t n, float softcap, bool smooth, v16 base, v16 *all)
 {
     v16 sums = v16_zero(), alls = v16_zero(), slope;
     size_t v = 0;
@@ -49,7 +55,15 @@ sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, do
         if (smooth)
             alls = v16_add(alls, x);
     }
-    *sum += v16_sum(sums);
+    *all = alls;
+    return sums;
+}
+
+CK_TEMPLATE void
+sum_block(const elem *logits, size_t n, float softcap, bool smooth, v16 base, double *sum, double *all)
+{
+    v16 alls;
+    *sum += v16_sum(block_lanes(logits, n, softcap, smooth, base, &alls));
     if (smooth)
         *all += v16_sum(alls);
 }
@@ -74,6 +88,41 @@ sum_row(ck_measure *row, const elem *logits, size_t V, float softcap, bool smoot
 }
 
 static const ck_measure ck_nothing = {.peak = -INFINITY};
+
+/* What sum_row finds in each of n short rows, with one wait for the folds of all. */
+CK_TEMPLATE void
+sum_short_rows(ck_measure *rows, const elem *const *logits, size_t n, size_t V, float softcap, bool smooth)
+{
+    v16 lanes[CK_ROW_GANG], alls[CK_ROW_GANG], slope;
+    float peak[CK_ROW_GANG], sum[CK_ROW_GANG], all[CK_ROW_GANG] = {0};
+
+    for (size_t j = 0; j < n; j++)
+        lanes[j] = largest_lanes(logits[j], V, v16_splat(1.0f));
+    fold_gang(peak, lanes, n, true);
+    v16_store_f32(peak, capped(v16_load_f32(peak, CK_ROW_GANG), softcap, &slope), CK_ROW_GANG);
+    for (size_t j = 0; j < n; j++) {
+        rows[j].peak = peak[j] > -INFINITY ? peak[j] : -INFINITY;
+        lanes[j] = block_lanes(logits[j], V, softcap, smooth, base_of(rows[j].peak), &alls[j]);
+    }
+    fold_gang(sum, lanes, n, false);
+    if (smooth)
+        fold_gang(all, alls, n, false);
+    for (size_t j = 0; j < n; j++) {
+        rows[j].sum = sum[j];
+        rows[j].other = all[j];
+    }
+}
+
+static inline void
+measure_short_rows(ck_measure *rows, const elem *const *logits, size_t n, size_t V, float softcap, bool smooth)
+{
+    if (!isinf(softcap))
+        sum_short_rows(rows, logits, n, V, softcap, smooth);
+    else if (smooth)
+        sum_short_rows(rows, logits, n, V, INFINITY, true);
+    else
+        sum_short_rows(rows, logits, n, V, INFINITY, false);
+}
 
 /* Adds V logits to what is measured of a row; the sum of all x only where `smooth`. */
 static inline void
@@ -134,7 +183,7 @@ typedef struct {
 static inline void
 spread_row(elem *dlogits, const elem *logits, size_t n, size_t t, const ck_loss_row *row, bool stream)
 {
-    const double sum = row->sum, lse = row->z_loss > 0 ? row->peak + log(sum) : 0, g = row->g;
+    const double sum = row->sum, lse = row->z_loss > 0 ? row->peak + ck_log(sum) : 0, g = row->g;
     const double scale = g * (1 + 2 * row->z_loss * lse) / sum, smooth = g * row->label_smoothing / (double)row->V;
     const spread of = {logits, v16_splat(row->peak), v16_splat((float)scale), v16_splat((float)-smooth), row->softcap};
     v16 target = v16_zero();

@@ -18,12 +18,35 @@ less_lse(const void *of, size_t c, size_t n)
 }
 
 CK_TEMPLATE void
-write_differences(elem *y, const elem *x, size_t n, float peak, double sum, bool stream)
+write_differences(elem *y, const elem *x, size_t n, float peak, double log, bool stream)
 {
-    const double lse = (peak == -INFINITY ? 0 : (double)peak) + log(sum);
+    const double lse = (peak == -INFINITY ? 0 : (double)peak) + log;
     const float high = (float)lse;
     const difference d = {x, v16_splat(high), v16_splat(isinf(high) ? 0.0f : (float)(lse - high))};
     write_row(y, n, stream, less_lse, &d);
+}
+
+/* Rows r to r+n-1, short ones, with one wait for the folds of all. */
+static void
+short_rows(const struct ck_log_softmax_fwd *a, size_t r, size_t n, bool stream)
+{
+    const v16 one = v16_splat(1.0f);
+    v16 lanes[CK_ROW_GANG];
+    float peak[CK_ROW_GANG], sum[CK_ROW_GANG];
+    double log[CK_ROW_GANG];
+
+    for (size_t j = 0; j < n; j++)
+        lanes[j] = largest_lanes(ck_row(&a->x, r + j), a->C, one);
+    fold_gang(peak, lanes, n, true);
+    for (size_t j = 0; j < n; j++) {
+        const elem *x = ck_row(&a->x, r + j);
+        lanes[j] = exponential_lanes(NULL, x, a->C, one, base_of(peak[j]), x);
+    }
+    fold_gang(sum, lanes, n, false);
+    for (size_t j = 0; j < n; j++)
+        log[j] = ck_log(sum[j]);
+    for (size_t j = 0; j < n; j++)
+        write_differences(ck_row(&a->y, r + j), ck_row(&a->x, r + j), a->C, peak[j], log[j], stream);
 }
 
 CK_KERNEL(log_softmax_fwd)
@@ -31,13 +54,17 @@ CK_KERNEL(log_softmax_fwd)
     const ck_pieces *cut = task.work;
     const bool stream = streams(2, &a->y, &a->x, a->R, a->C);
     const v16 one = v16_splat(1.0f);
+    size_t i = task.begin;
 
-    for (size_t i = task.begin; i < task.end; i++) {
+    if (cut == NULL && a->C <= CK_ROW_SHORT)
+        for (; i < task.end; i += i + CK_ROW_GANG < task.end ? CK_ROW_GANG : task.end - i)
+            short_rows(a, i, task.end - i < CK_ROW_GANG ? task.end - i : CK_ROW_GANG, stream);
+    for (; i < task.end; i++) {
         const ck_span s = cut != NULL ? ck_piece_at(cut, i, a->C) : (ck_span){i, 0, a->C, NULL, NULL};
         const elem *x = (const elem *)ck_row(&a->x, s.row) + s.begin;
         elem *y = (elem *)ck_row(&a->y, s.row) + s.begin;
         if (cut != NULL && cut->write) {
-            write_differences(y, x, s.n, s.whole->peak, s.whole->sum, stream);
+            write_differences(y, x, s.n, s.whole->peak, ck_log(s.whole->sum), stream);
             continue;
         }
         const elem *next = cut == NULL && i + 1 < task.end ? ck_row(&a->x, i + 1) : x;
@@ -46,7 +73,7 @@ CK_KERNEL(log_softmax_fwd)
         if (cut != NULL)
             *s.part = (ck_measure){.peak = peak, .sum = sum};
         else
-            write_differences(y, x, s.n, peak, sum, stream);
+            write_differences(y, x, s.n, peak, ck_log(sum), stream);
     }
     if (stream)
         ck_stream_end();

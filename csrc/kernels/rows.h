@@ -2,6 +2,7 @@
 #define CK_ROWS_H
 /* What the kernels that go over a row several times share: its maximum, its exponentials, and how it is written. */
 #include "kernels/kernel.h"
+#include "ops/pieces.h"
 #include "simd/math.h"
 #include "simd/words.h"
 
@@ -18,9 +19,9 @@ scaled(const elem *x, size_t n, v16 scale)
     return n >= 16 ? z : v16_select(v16_first(n), z, v16_splat(-INFINITY));
 }
 
-/* The largest of scale * x; a NaN may get lost. */
-CK_TEMPLATE float
-largest(const elem *x, size_t n, v16 scale)
+/* Lane by lane, the largest of scale * x; a NaN may get lost. */
+CK_TEMPLATE v16
+largest_lanes(const elem *x, size_t n, v16 scale)
 {
     const v16 least = v16_splat(-INFINITY);
     v16 peaks[4] = {least, least, least, least};
@@ -32,11 +33,44 @@ largest(const elem *x, size_t n, v16 scale)
         peaks[0] = v16_max(peaks[0], v16_mul(v16_load(x + c, 16), scale));
     if (c < n)
         peaks[1] = v16_max(peaks[1], scaled(x + c, n - c, scale));
-    return v16_peak(v16_max(v16_max(peaks[0], peaks[1]), v16_max(peaks[2], peaks[3])));
+    return v16_max(v16_max(peaks[0], peaks[1]), v16_max(peaks[2], peaks[3]));
+}
+CK_TEMPLATE float largest(const elem *x, size_t n, v16 scale) { return v16_peak(largest_lanes(x, n, scale)); }
+
+/* to[j] = the fold of lanes[j], j < n <= CK_ROW_GANG. */
+CK_TEMPLATE void
+fold_gang(float *to, v16 *lanes, size_t n, bool peaks)
+{
+    if (n < CK_ROW_GANG)
+        for (size_t j = n; j < CK_ROW_GANG; j++)
+            lanes[j] = v16_zero();
+    v16_store_f32(to, peaks ? v16_peaks(lanes) : v16_sums(lanes), CK_ROW_GANG);
 }
 
 /* What exponentials are relative to: of a row without a number above -inf, all are 0, but for NaN. */
 CK_TEMPLATE v16 base_of(float peak) { return v16_splat(peak == -INFINITY ? 0.0f : peak); }
+
+/* Lane by lane, the sum of exp(scale * x - base) of a block.  `keep`, where it is not NULL, gets them. */
+CK_TEMPLATE v16
+exponential_lanes(float *keep, const elem *x, size_t n, v16 scale, v16 base, const elem *next)
+{
+    v16 sums = v16_zero();
+    size_t c = 0;
+    for (; c + 16 <= n; c += 16) {
+        ck_prefetch(next + c);
+        const v16 e = v16_exp_elem(v16_sub(v16_mul(v16_load(x + c, 16), scale), base));
+        sums = v16_add(sums, e);
+        if (keep != NULL)
+            v16_store_f32(keep + c, e, 16);
+    }
+    if (c < n) {
+        const v16 e = v16_exp_elem(v16_sub(scaled(x + c, n - c, scale), base));
+        sums = v16_add(sums, e);
+        if (keep != NULL)
+            v16_store_f32(keep + c, e, n - c);
+    }
+    return sums;
+}
 
 /*
  * The sum of exp(scale * x - base) of a row, block by block in double.  `keep`, where it is not NULL, gets them.
@@ -46,25 +80,9 @@ CK_TEMPLATE double
 exponentials(float *keep, const elem *x, size_t n, v16 scale, v16 base, const elem *next)
 {
     double sum = 0;
-    for (size_t begin = 0; begin < n; begin += CK_ROW_BLOCK) {
-        const size_t end = block_end(begin, n);
-        v16 sums = v16_zero();
-        size_t c = begin;
-        for (; c + 16 <= end; c += 16) {
-            ck_prefetch(next + c);
-            const v16 e = v16_exp_elem(v16_sub(v16_mul(v16_load(x + c, 16), scale), base));
-            sums = v16_add(sums, e);
-            if (keep != NULL)
-                v16_store_f32(keep + c, e, 16);
-        }
-        if (c < end) {
-            const v16 e = v16_exp_elem(v16_sub(scaled(x + c, end - c, scale), base));
-            sums = v16_add(sums, e);
-            if (keep != NULL)
-                v16_store_f32(keep + c, e, end - c);
-        }
-        sum += v16_sum(sums);
-    }
+    for (size_t begin = 0; begin < n; begin += CK_ROW_BLOCK)
+        sum += v16_sum(exponential_lanes(keep != NULL ? keep + begin : NULL, x + begin, block_end(begin, n) - begin, scale, base,
+                                         next + begin));
     return sum;
 }
 

@@ -149,6 +149,30 @@ whole_row(const struct ck_softmax_fwd *a, size_t r, const elem *next, float *row
     fill(y + n, a->C - n, v16_mul(v16_zero(), p.by)); /* 0, but NaN in a row of NaN */
 }
 
+/* Rows r to r+n-1, short ones, whole and without a mask: whole_row of each, with one wait for all. */
+static void
+short_rows(const struct ck_softmax_fwd *a, size_t r, size_t n, float *rows, bool stream)
+{
+    const v16 scale = v16_splat((float)a->scale);
+    v16 lanes[CK_ROW_GANG];
+    float peak[CK_ROW_GANG], sum[CK_ROW_GANG], by[CK_ROW_GANG];
+
+    for (size_t j = 0; j < n; j++)
+        lanes[j] = largest_lanes(ck_row(&a->x, r + j), a->C, scale);
+    fold_gang(peak, lanes, n, true);
+    for (size_t j = 0; j < n; j++) {
+        const elem *x = ck_row(&a->x, r + j);
+        lanes[j] = exponential_lanes(rows + j * a->C, x, a->C, scale, base_of(peak[j]), x);
+    }
+    fold_gang(sum, lanes, n, false);
+    for (size_t j = 0; j < n; j++)
+        by[j] = (float)(1 / (double)sum[j]);
+    for (size_t j = 0; j < n; j++) {
+        const product p = {rows + j * a->C, v16_splat(by[j])};
+        write_row(ck_row(&a->y, r + j), a->C, stream, times, &p);
+    }
+}
+
 /* `other` of a measure counts the pieces of which something takes part. */
 static void
 measure_piece(const struct ck_softmax_fwd *a, ck_span s, float *row)
@@ -197,8 +221,12 @@ CK_KERNEL(softmax_fwd)
 {
     const ck_pieces *cut = task.work;
     const bool stream = streams(2, &a->y, &a->x, a->R, a->C);
+    size_t i = task.begin;
 
-    for (size_t i = task.begin; i < task.end; i++)
+    if (cut == NULL && a->C <= CK_ROW_SHORT && a->mask.data == NULL && !a->causal)
+        for (; i < task.end; i += i + CK_ROW_GANG < task.end ? CK_ROW_GANG : task.end - i)
+            short_rows(a, i, task.end - i < CK_ROW_GANG ? task.end - i : CK_ROW_GANG, task.scratch, stream);
+    for (; i < task.end; i++)
         if (cut == NULL)
             whole_row(a, i, ck_row(&a->x, i + 1 < task.end ? i + 1 : i), task.scratch, stream);
         else if (cut->write)

@@ -11,6 +11,9 @@
  */
 #include "ops/op.h"
 
+/* Short rows go together: each waits for its folds, all of them wait once. */
+enum { CK_ROW_SHORT = 256, CK_ROW_GANG = 16 };
+
 enum { CK_PIECE = 65536 };
 
 typedef struct {
