@@ -24,7 +24,7 @@
  * `gate` (then act = activation(up)); `ln2` in a parallel layer, whose MLP then reads ln1; rope where K = 0.  `norm` is
  * rms_norm with `offset` added to its weight, or with the flag layer_norm that, with ln1_bias and ln2_bias; offset is
  * added in every rms_norm.  `window`: keys that a query sees, itself the last of them; 0: all.  `activation` is one of
- * CK_RELU to CK_GELU_SIGMOID.  `sinks`: as in attention.
+ * CK_RELU to CK_GELU_SIGMOID; 0: CK_SILU.  `sinks`: as in attention.
  *
  * With a cache (decode), in any form of ops/kv_store.h: the new keys and values are written behind the lengths[b] tokens
  * that item b holds, token t of item b stands at position lengths[b] + t, and attention reads the cache as it is stored.

@@ -2,7 +2,7 @@
 
 #include "runtime/run.h"
 
-#include <math.h>
+#include <string.h>
 
 /* ---- norms ---- */
 
@@ -14,6 +14,8 @@ ck_norm_rows(const ck_kernels *k, const ck_norm *of, ck_array y, ck_array x, siz
         return ck_layer_norm_fwd(k, &(struct ck_layer_norm_fwd){.y = y, .mean = of->mean, .rstd = of->rstd, .x = x,
                                                                 .weight = weight, .bias = bias, .eps = of->eps, .R = R,
                                                                 .C = C});
+    if (of->mean != NULL)
+        memset(of->mean, 0, R * sizeof *of->mean); /* none is taken off */
     return ck_rms_norm_fwd(k, &(struct ck_rms_norm_fwd){.y = y, .rstd = of->rstd, .x = x, .weight = weight, .eps = of->eps,
                                                         .offset = of->offset, .R = R, .C = C});
 }
@@ -29,6 +31,8 @@ ck_norm_rows_back(const ck_kernels *k, const ck_norm *of, ck_array dx, void *dwe
             .dx = dx, .dweight = ck_rows(dweight, 1, C, width), .dbias = ck_rows(dbias, 1, C, width), .dy = dy, .x = x,
             .weight = weight, .bias = ck_rows(of->bias, 1, C, width), .mean = of->mean, .rstd = of->rstd,
             .add_weight = accumulate, .add_bias = accumulate, .R = R, .C = C});
+    if (dbias != NULL && !accumulate)
+        memset(dbias, 0, C * width); /* it has none */
     return ck_rms_norm_bwd(k, &(struct ck_rms_norm_bwd){.dx = dx, .dweight = ck_rows(dweight, 1, C, width), .dy = dy, .x = x,
                                                         .weight = weight, .rstd = of->rstd, .offset = of->offset,
                                                         .accumulate = accumulate, .R = R, .C = C});

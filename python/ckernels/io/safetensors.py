@@ -62,7 +62,8 @@ def read_safetensors(folder, dtype=np.float32):
         other = found[tied[name]].source
         if not np.array_equal(files[place[copy.source]].read(copy.source), files[place[other]].read(other)):
             raise ValueError(f"{folder}: {name} differs from {tied[name]}, yet {_CONFIG} says tie_word_embeddings=true")
-    loaded = {name: (part.source, files[place[part.source]].entries[part.source]["dtype"]) for name, part in found.items()}
+    kinds = {name: files[path].entries[name]["dtype"] for name, path in place.items()}
+    loaded = {name: (part.source, kinds[part.source]) for name, part in found.items()}
     changed = {name: part.how for name, part in found.items() if part.how}
     return config, params, TensorReport(folder, loaded, tied, ignored, changed)
 

@@ -55,7 +55,8 @@ class Config:
     max_position_embeddings : int
         Tokens that the model was trained on at once.  Kept for information: no length is refused because of it.
     hidden_act : str
-        Activation of the gate, or of a plain MLP: "silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu".
+        Activation of the gate, or of a plain MLP: "silu", "gelu", "gelu_new" or "gelu_pytorch_tanh", "quick_gelu",
+        "relu".
     attention_bias, mlp_bias : bool
         Whether q, k and v, and the projections of the MLP, have biases.
     model_type : str
@@ -95,7 +96,8 @@ class Config:
     learned_positions : bool
         A table of positions is added to the embedding, and nothing is rotated.
     embedding_multiplier : float
-        Rows of the embedding are multiplied by it, rounded to float32, and to the dtype of the model, as in transformers.
+        Rows of the embedding are multiplied by it, rounded to float32 and to the dtype of the model, as transformers
+        does.
 
     Raises
     ------
@@ -178,7 +180,7 @@ class Config:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"Config: {name} must be a bool, got {getattr(self, name)!r}")
-        for name in "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq":
+        for name in _NUMBERS_OR_NONE:
             if getattr(self, name) is not None:
                 self._set(name, _positive(name, getattr(self, name)))
         for name in "partial_rotary_factor", "embedding_multiplier":
@@ -186,7 +188,8 @@ class Config:
         if self.rms_norm_offset not in (0, 1):
             raise ValueError(f"Config: rms_norm_offset={self.rms_norm_offset!r} is not supported; supported: 0, 1")
         self._set("rms_norm_offset", float(self.rms_norm_offset))
-        for name, known in ("hidden_act", ACTIVATIONS), ("norm_type", ("rms_norm", "layer_norm")), ("model_type", FAMILIES):
+        choices = {"hidden_act": ACTIVATIONS, "norm_type": ("rms_norm", "layer_norm"), "model_type": FAMILIES}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"Config: {name}={getattr(self, name)!r} is not supported; supported: "
                                  f"{', '.join(map(repr, known))}")
@@ -370,6 +373,9 @@ class Config:
         return said
 
 
+_NUMBERS_OR_NONE = (
+    "query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping rope_local_base_freq"
+).split()
 _SWITCHES = (
     "tie_word_embeddings attention_bias mlp_bias attention_out_bias norm_bias qk_norm post_norms gated_mlp "
     "use_parallel_residual shared_norm sinks learned_positions"

@@ -163,7 +163,9 @@ FAMILIES = {
         "GPTNeoXForCausalLM",
         (_SIZES + _ROPE).replace("num_key_value_heads ", "") + " attention_bias use_parallel_residual "
         "partial_rotary_factor",
-        renamed={"layer_norm_eps": "rms_norm_eps", "rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
+        renamed={
+            "layer_norm_eps": "rms_norm_eps", "rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor",
+        },
         defaults=dict(
             vocab_size=50432, hidden_size=6144, num_hidden_layers=44, num_attention_heads=64, intermediate_size=24576,
             hidden_act="gelu", rms_norm_eps=1e-5, use_parallel_residual=True, attention_bias=True,
@@ -233,7 +235,7 @@ def read_hf(source):
     return fields
 
 
-_MAY_BE_NONE = ("sliding_window", "final_logit_softcapping", "attn_logit_softcapping", "head_dim", "num_key_value_heads")
+_MAY_BE_NONE = "sliding_window final_logit_softcapping attn_logit_softcapping head_dim num_key_value_heads".split()
 
 
 def _rotary(fields, family, source):
@@ -344,7 +346,8 @@ def write_hf(config):
     """
     family = FAMILIES[config.model_type]
     said = {name: name for name in family.reads.split() if name not in ("rope_theta", "rope_scaling")}
-    said |= {theirs: ours for theirs, ours in family.renamed.items() if ours not in ("rope_theta", "partial_rotary_factor")}
+    inside = ("rope_theta", "partial_rotary_factor")  # of rope_parameters
+    said |= {theirs: ours for theirs, ours in family.renamed.items() if ours not in inside}
     out = {"model_type": config.model_type, "architectures": [family.architecture]}
     out |= {theirs: getattr(config, ours) for theirs, ours in said.items()}
     if "query_pre_attn_scalar" in out and config.query_pre_attn_scalar == int(config.query_pre_attn_scalar or 0):

@@ -126,6 +126,7 @@ def _dtype(call, dtype):
 def _copied(name, place, tensor, wanted):
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in DTYPES:
-        raise TypeError(f"from_torch(): {place.source} is {kind}; float32 cannot hold it exactly, convert the module first")
+        reason = "float32 cannot hold it exactly, convert the module first"
+        raise TypeError(f"from_torch(): {place.source} is {kind}; {reason}")
     array = place.take(tensor.detach().cpu().float().numpy())
     return np.array(array, _dtype("from_torch()", kind) if wanted is None else wanted, order="C")

@@ -118,7 +118,8 @@ def _gpt2(config, name):
     return {f"{at}{_GPT2.get(kind, kind)}.{end}": Place(name, turned)}
 
 
-_NEOX = {"attention.dense": "self_attn.o_proj", "mlp.dense_h_to_4h": "mlp.up_proj", "mlp.dense_4h_to_h": "mlp.down_proj"}
+_NEOX = {"attention.dense": "self_attn.o_proj", "mlp.dense_h_to_4h": "mlp.up_proj",
+         "mlp.dense_4h_to_h": "mlp.down_proj"}  # fmt: skip
 _NEOX_ENDS = {"gpt_neox.embed_in": "model.embed_tokens", "gpt_neox.final_layer_norm": "model.norm",
               "embed_out": "lm_head", "lm_head": "lm_head"}  # fmt: skip
 

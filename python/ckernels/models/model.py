@@ -4,25 +4,21 @@ Nothing is computed here.  Every number comes out of an op or a layer of the C l
 they are called, and keeps parameters, caches and gradients by their names.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 import ckernels as ck
-from ckernels.nn.decoder import DTYPES
 
+from .arguments import as_counts, check_gradients, checked, from_anything
 from .cache import ModelCache
 from .config import Config
 from .ends import HEAD, Ends
 from .padding import padding, rolled
-from .parameters import check_parameters, parameter_shapes, random_parameters
+from .parameters import random_parameters
 from .sampling import generate
 
 __all__ = ["Model"]
-
-_SINKS = "self_attn.sinks"
-
 
 class _Passed(NamedTuple):
     """What a forward pass leaves for the backward pass."""
@@ -42,9 +38,10 @@ class Model:
         Shape and constants.
     params : dict, optional
         Parameter name -> array, with the names of a Hugging Face ``state_dict`` of a Llama, whatever the family; all
-        float32, or all bfloat16 or float16.  A model with tied embeddings has no ``lm_head.weight``.  The arrays are used as they are, not copied: an optimizer that updates them in place
-        changes what the next call computes.  Without ``params`` they are drawn at random: matrices normal with standard
-        deviation 0.02, norm weights normal around 1 with standard deviation 0.1.
+        float32, or all bfloat16 or float16.  A model with tied embeddings has no ``lm_head.weight``.  The arrays are
+        used as they are, not copied: an optimizer that updates them in place changes what the next call computes.
+        Without ``params`` they are drawn at random: matrices normal with standard deviation 0.02, norm weights normal
+        around 1 (around 0 where 1 is added to them) with standard deviation 0.1.
     seed : int
         For drawing them.
 
@@ -78,7 +75,7 @@ class Model:
         if not isinstance(config, Config):
             raise TypeError(f"Model(): 'config' must be a Config, got {type(config).__name__}; see Config.from_hf")
         self.config = config
-        self.params = random_parameters(config, seed) if params is None else _checked(config, params)
+        self.params = random_parameters(config, seed) if params is None else checked(config, params)
         self.dtype = next(iter(self.params.values())).dtype
         self.report = None  # set by load(): where the parameters came from
         self._layers = [None] * config.num_hidden_layers
@@ -231,8 +228,8 @@ class Model:
         loss : float
             NaN under "mean" when no position is counted; the gradients are zero then.
         grads : dict
-            Parameter name -> array of the parameter's dtype.  Of a tied embedding: the part of the output projection plus the part of
-            the embedding.
+            Parameter name -> array of the parameter's dtype.  Of a tied embedding: the part of the output projection
+            plus the part of the embedding.
 
         Raises
         ------
@@ -245,7 +242,7 @@ class Model:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"loss_and_grads(): reduction={reduction!r} is not supported; supported: 'mean', 'sum'")
         if accumulate_into is not None:
-            _check_gradients(self.params, accumulate_into)
+            check_gradients(self.params, accumulate_into)
         loss, passed = self._forward(ids, targets, reduction)
         grads = self._backward(passed)
         if accumulate_into is None:
@@ -391,7 +388,7 @@ class Model:
 
     def _ids(self, call, ids, name="ids"):
         """Return ids [B, T] that are all inside the vocabulary, and whether they came as [T]."""
-        ids = ids if isinstance(ids, np.ndarray) else _from_anything(call, name, ids)
+        ids = ids if isinstance(ids, np.ndarray) else from_anything(call, name, ids)
         if ids.dtype not in (np.int32, np.int64):
             raise TypeError(f"{call}: '{name}' must be int32 or int64, got {ids.dtype}")
         if ids.ndim not in (1, 2):
@@ -423,7 +420,7 @@ class Model:
         if cache.batch != B:
             raise ValueError(f"{call}: 'ids' of shape {ids.shape} does not fit a cache of {cache.batch} items")
         if counts is not None:
-            counts = _counts(call, counts)
+            counts = as_counts(call, counts)
             if counts.dtype.kind not in "iu":
                 raise TypeError(f"{call}: 'counts' must be integers, got {counts.dtype}")
             if counts.shape != (B,):
@@ -437,68 +434,6 @@ class Model:
                 f"{call}: item {b} would hold {after[b]} tokens, its cache has a capacity of {cache.capacity}"
             )
         return counts
-
-
-def _checked(config, params):
-    """Return ``params`` as a dict in the usual order, or say what is wrong with them."""
-    if not isinstance(params, Mapping):
-        raise TypeError(f"Model(): 'params' must be a dict of arrays, got {type(params).__name__}")
-    arrays, kinds = {}, {}
-    for name, value in params.items():
-        value = value if isinstance(value, np.ndarray) else _from_anything("Model()", name, value)
-        kinds.setdefault(name.endswith(_SINKS), np.dtype(np.float32) if name.endswith(_SINKS) else value.dtype)
-        if value.dtype != kinds[name.endswith(_SINKS)] or value.dtype.name not in DTYPES:
-            wanted = kinds[name.endswith(_SINKS)]
-            wanted = wanted if wanted.name in DTYPES else np.dtype(np.float32)
-            raise TypeError(f"Model(): {name} must be {wanted}, got {value.dtype}")
-        arrays[name] = value
-    check_parameters(config, {name: value.shape for name, value in arrays.items()}, "Model()")
-    for name, value in arrays.items():
-        if not value.flags.c_contiguous:
-            raise ValueError(f"Model(): {name} must be contiguous; np.ascontiguousarray makes it so")
-    return {name: arrays[name] for name, _ in parameter_shapes(config)}
-
-
-def _from_anything(call, name, value):
-    """A list, or an array of another library, as a NumPy array; memory is shared where it can be."""
-    if hasattr(value, "__dlpack__"):
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(f"{call}: '{name}' does not lend its memory: {error}") from None
-    if isinstance(value, (list, tuple)):
-        try:
-            return np.asarray(value, dtype=None if value else np.int64)
-        except ValueError:
-            raise ValueError(f"{call}: '{name}' is a list of lists of different lengths") from None
-    raise TypeError(f"{call}: '{name}' must be an array, got {type(value).__name__}")
-
-
-def _counts(call, value):
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{call}: 'counts' is no array of integers: {error}") from None
-
-
-def _check_gradients(params, grads):
-    if not isinstance(grads, Mapping):
-        raise TypeError(f"loss_and_grads(): 'accumulate_into' must be a dict of arrays, got {type(grads).__name__}")
-    for name in params:
-        if name not in grads:
-            raise ValueError(f"loss_and_grads(): 'accumulate_into' has no {name}")
-        have, want = grads[name], params[name]
-        if not isinstance(have, np.ndarray):
-            raise TypeError(
-                f"loss_and_grads(): accumulate_into[{name!r}] must be a NumPy array, got {type(have).__name__}"
-            )
-        if have.shape != want.shape or have.dtype != want.dtype:
-            raise ValueError(
-                f"loss_and_grads(): accumulate_into[{name!r}] is {have.dtype} of shape {have.shape}, "
-                f"the parameter is {want.dtype} of shape {want.shape}"
-            )
-    if left := [name for name in grads if name not in params]:
-        raise ValueError(f"loss_and_grads(): 'accumulate_into' has {left[0]}, which is no parameter")
 
 
 def _last_rows(x, counts):

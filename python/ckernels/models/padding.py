@@ -40,7 +40,7 @@ def padding(call, mask, ids):
     shift = np.where(counts > 0, real.argmax(1) if real.shape[1] else 0, 0)
     at = np.arange(ids.shape[1])
     if (real != ((at >= shift[:, None]) & (at < (shift + counts)[:, None]))).any():
-        raise ValueError(f"{call}: 'attention_mask' has padding between real tokens; it may stand before or behind them")
+        raise ValueError(f"{call}: 'attention_mask' has padding between real tokens; it may be before or behind them")
     return shift, counts
 
 

@@ -249,8 +249,8 @@ class DecoderLayer:
         positions : integers [T] or [B, T], optional
             Where each token stands, for its rotation; 0 .. T-1 by default.  The causal mask goes by index.
         stages : dict, optional
-            Filled with a float32 copy of every stage by name (``layer.stages``; shapes in docs/stages.md).  The bits of the
-            result do not depend on it.
+            Filled with a float32 copy of every stage by name (``layer.stages``; shapes in docs/stages.md).  The bits of
+            the result do not depend on it.
         keep : bool
             Whether backward will follow; without, ``ctx`` is None and less memory is used.
         out : [B, T, C], optional
@@ -357,7 +357,7 @@ class DecoderLayer:
         return {name: shape for name, shape in self._stage_shapes(B, T).items() if name not in others}
 
     def _gradients(self, accumulate_into, kept):
-        """Return an array for every gradient, and whether to add: all given, or none; ``kept``: floats of ctx's block."""
+        """Return an array for every gradient, and whether to add: all given, or none; ``kept``: floats of ctx."""
         given = accumulate_into or {}
         if unknown := [name for name in given if name not in self.params]:
             raise ValueError(f"DecoderLayer.backward(): 'accumulate_into' has no parameter {', '.join(unknown)}")

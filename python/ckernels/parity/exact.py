@@ -19,11 +19,11 @@ feed-forward, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from ckernels.parity.settings import ConfigError, Settings
+
+from .tape import Params, Run, Tape, as_numpy, d_name, gradients, wide  # noqa: F401 (d_name is for the peer)
 
 LAYER_STAGES = (
     "ln1", "q", "k", "v", "q_rope", "k_rope", "scores", "probs", "attn", "proj", "residual1",
@@ -45,25 +45,6 @@ def _settings(config):
         raise ConfigError(f"exact model: {error}") from None
 
 
-@dataclass
-class Run:
-    """What one run of the exact model left behind.
-
-    Attributes
-    ----------
-    stages : dict of str to numpy.ndarray
-        Every stage in the order of computation; ``d_<stage>`` follows where gradients were asked for.
-    grads : dict of str to numpy.ndarray
-        The gradient of every parameter, keyed like the parameters.
-    dx : numpy.ndarray or None
-        The gradient of the input of a layer.
-    """
-
-    stages: dict = field(default_factory=dict)
-    grads: dict = field(default_factory=dict)
-    dx: np.ndarray | None = None
-
-
 def as_dtype(dtype):
     """The torch dtype of a name such as ``"float64"``; a torch dtype is returned as it is."""
     import torch
@@ -74,47 +55,6 @@ def as_dtype(dtype):
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"exact model: {dtype!r} is not a floating dtype")
     return found
-
-
-class _Params:
-    """Parameters by name, converted to one dtype when they are first used and kept until they are released."""
-
-    def __init__(self, params, dtype, gradients):
-        self.source, self.dtype, self.gradients, self.used = params, dtype, gradients, {}
-
-    def __contains__(self, name):
-        return name in self.source
-
-    def __getitem__(self, name):
-        import torch
-
-        if name not in self.used:
-            if name not in self.source:
-                raise ValueError(f"exact model: the parameter '{name}' is missing")
-            value = self.source[name]
-            tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(_wide(np.asarray(value)))
-            tensor = tensor.to(self.dtype)
-            # With gradients a copy even where the dtype is right already: the caller's tensor is no leaf of this graph.
-            self.used[name] = tensor.clone().requires_grad_() if self.gradients else tensor
-        return self.used[name]
-
-    def stored(self, number, name):
-        """A number of the model as it is stored, in float32 and then in the dtype of a parameter: no error of ours."""
-        import torch
-
-        value = self.source[name]
-        kind = str(value.dtype).removeprefix("torch.")
-        return torch.tensor(number, dtype=torch.float32).to(getattr(torch, kind)).item()
-
-    def release(self, prefix):
-        """Forget the converted parameters whose names begin like this."""
-        for name in [name for name in self.used if name.startswith(prefix)]:
-            del self.used[name]
-
-
-def _wide(array):
-    """What torch can take: bfloat16 of NumPy as float32, which holds all of it."""
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _linear(x, params, name):
@@ -275,10 +215,10 @@ def _layer(shape, params, prefix, x, tables, put, index=0):
     attn = _attention(shape, q, k, v, shape.window_of(index), sinks, put)
     joined = attn.transpose(1, 2).reshape(batch, length, shape.heads * shape.head_dim)
     proj = put("proj", _linear(joined, params, at + "o_proj"))
-    after = prefix + "post_attention_layernorm"
-    residual1 = put("residual1", x + _branch(proj, params, prefix, "post_attention_layernorm", shape, put, "post_attn_norm"))
+    attended = _branch(proj, params, prefix, "post_attention_layernorm", shape, put, "post_attn_norm")
+    residual1 = put("residual1", x + attended)
     second = prefix + "pre_feedforward_layernorm"
-    second = second if second + ".weight" in params else after
+    second = second if second + ".weight" in params else prefix + "post_attention_layernorm"
     start = x if shape.parallel else residual1
     ln2 = put("ln2", _norm(start, params, second, shape)) if second + ".weight" in params else ln1
     down = _mlp(shape, params, prefix, ln2, put)
@@ -330,43 +270,6 @@ def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
     return total / counted.sum() if reduction == "mean" else total
 
 
-class _Tape:
-    """Keeps tensors under their stage names and asks autograd for their gradients."""
-
-    def __init__(self):
-        self.tensors, self.prefix = {}, ""
-
-    def put(self, name, tensor):
-        self.tensors[self.prefix + name] = tensor
-        return tensor
-
-    def arrays(self):
-        return {name: _numpy(tensor) for name, tensor in self.tensors.items()}
-
-
-def _numpy(tensor):
-    return np.array(tensor.detach().numpy(), order="C")
-
-
-def _gradients(of, upstream, tape, params, extra=()):
-    """The gradients of stages, parameters and `extra` tensors, without touching anybody's ``.grad``."""
-    import torch
-
-    stages = {name: tensor for name, tensor in tape.tensors.items() if name != "loss"}
-    wanted = [*stages.values(), *params.used.values(), *extra]
-    found = torch.autograd.grad(of, wanted, upstream)
-    stage_grads = {d_name(name): _numpy(grad) for name, grad in zip(stages, found, strict=False)}
-    rest = found[len(stages) :]
-    weight_grads = {name: _numpy(grad) for name, grad in zip(params.used, rest, strict=False)}
-    return stage_grads, weight_grads, [_numpy(grad) for grad in rest[len(weight_grads) :]]
-
-
-def d_name(stage):
-    """The name of the gradient of a stage: ``layers.0.q`` becomes ``layers.0.d_q``, ``logits`` becomes ``d_logits``."""
-    head, dot, tail = stage.rpartition(".")
-    return f"{head}{dot}d_{tail}"
-
-
 def layer(config, params, x, *, positions=None, dy=None, dtype="float64", index=0):
     """One decoder layer, forward and, where `dy` is given, backward.
 
@@ -408,17 +311,17 @@ def layer(config, params, x, *, positions=None, dy=None, dtype="float64", index=
     import torch
 
     shape, dtype = _settings(config), as_dtype(dtype)
-    start = torch.tensor(_wide(np.asarray(x))).to(dtype)
-    tape, run = _Tape(), Run()
+    start = torch.tensor(wide(np.asarray(x))).to(dtype)
+    tape, run = Tape(), Run()
     with torch.set_grad_enabled(dy is not None):
-        held = _Params(params, dtype, gradients=dy is not None)
+        held = Params(params, dtype, gradients=dy is not None)
         start.requires_grad_(dy is not None)
         tables = _tables(shape, start.shape[0], start.shape[1], positions, dtype)
         output = _layer(shape, held, "", start, tables[index], tape.put, index)
     run.stages = tape.arrays()
     if dy is not None:
-        upstream = torch.tensor(_wide(np.asarray(dy))).to(dtype)
-        stage_grads, run.grads, (run.dx,) = _gradients(output, upstream, tape, held, [start])
+        upstream = torch.tensor(wide(np.asarray(dy))).to(dtype)
+        stage_grads, run.grads, (run.dx,) = gradients(output, upstream, tape, held, [start])
         run.stages.update(stage_grads)
     return run
 
@@ -457,9 +360,9 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
             raise ValueError(
                 f"exact model: 'targets' of shape {tuple(targets.shape)} does not fit 'ids' of shape {tuple(ids.shape)}"
             )
-    tape, run = _Tape(), Run()
+    tape, run = Tape(), Run()
     with torch.set_grad_enabled(targets is not None):
-        held = _Params(params, dtype, gradients=targets is not None)
+        held = Params(params, dtype, gradients=targets is not None)
         x = tape.put("embedding", _embedded(shape, held, ids))
         tables = _tables(shape, *ids.shape, None, dtype)
         for index in range(shape.layers):
@@ -472,7 +375,7 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
             loss = tape.put("loss", cross_entropy(logits, targets, reduction=reduction))
     run.stages = tape.arrays()
     if targets is not None:
-        stage_grads, run.grads, _ = _gradients(loss, None, tape, held)
+        stage_grads, run.grads, _ = gradients(loss, None, tape, held)
         run.stages.update(stage_grads)
     return run
 
@@ -499,7 +402,7 @@ def logits(config, params, texts, *, dtype="float64", progress=None):
     shape, dtype = _settings(config), as_dtype(dtype)
     whole = [torch.as_tensor(np.asarray(ids)).long()[None] for ids in texts]
     with torch.no_grad():
-        held = _Params(params, dtype, gradients=False)
+        held = Params(params, dtype, gradients=False)
         rows = [_embedded(shape, held, ids) for ids in whole]
         tables = [_tables(shape, *ids.shape, None, dtype) for ids in whole]
         for index in range(shape.layers):
@@ -511,4 +414,4 @@ def logits(config, params, texts, *, dtype="float64", progress=None):
             held.release(prefix)
             if progress is not None:
                 progress(index + 1)
-        return [_numpy(_logits_of(shape, held, _norm(x, held, "model.norm", shape)))[0] for x in rows]
+        return [as_numpy(_logits_of(shape, held, _norm(x, held, "model.norm", shape)))[0] for x in rows]

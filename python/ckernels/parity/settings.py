@@ -36,9 +36,8 @@ class Settings:
     eps, offset : float
         Of the norms: ``(offset + w) * x / sqrt(mean(x²) + eps)``.
     base, rope, trained, width, interleaved
-        Of the rotary angles: base, rule of a Hugging Face config, ``max_position_embeddings``, rotated channels (0 where
-        positions are learned), and
-        whether neighbours are paired rather than halves.
+        Of the rotary angles: base, rule of a Hugging Face config, ``max_position_embeddings``, rotated channels (0
+        where positions are learned), and whether neighbours are paired rather than halves.
     activation : str
         Of the gate: ``silu``, ``gelu``, ``gelu_tanh``, ``gelu_sigmoid`` or ``relu``.
     scale : float
@@ -97,8 +96,11 @@ class Settings:
         config = _plain(config)
 
         def get(*names, default=None):
-            values = (config.get(name) if isinstance(config, Mapping) else getattr(config, name, None) for name in names)
-            return next((value for value in values if value is not None), default)
+            for name in names:
+                value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+                if value is not None:
+                    return value
+            return default
 
         def need(*names):
             if get(*names) is None:

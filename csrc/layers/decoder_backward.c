@@ -197,7 +197,9 @@ CK_RUN(decoder_bwd)
     struct ck_decoder_bwd own = *a;
     const ck_angles at = {a->cos, a->sin, a->P, a->K, a->positions};
     const struct ck_rope_fwd rope = ck_turn(&at, a->B, a->T, a->H, a->D);
-    TRY(ck_refuse_layer(a->H, a->G, a->scale, a->softcap, a->window, a->activation));
+    if (a->activation == CK_NO_ACTIVATION)
+        own.activation = CK_SILU;
+    TRY(ck_refuse_layer(a->H, a->G, a->scale, a->softcap, a->window, own.activation));
     TRY(refuse_kept(a));
     TRY(ck_refuse_rope(&rope));
     return backward(k, &own);

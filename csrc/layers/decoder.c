@@ -231,6 +231,8 @@ refuse_forward(const struct ck_decoder_fwd *a, size_t width)
 CK_RUN(decoder_fwd)
 {
     struct ck_decoder_fwd own = *a;
-    TRY(refuse_forward(a, ck_width(k)));
+    if (a->activation == CK_NO_ACTIVATION)
+        own.activation = CK_SILU;
+    TRY(refuse_forward(&own, ck_width(k)));
     return forward(k, &own);
 }
