@@ -144,12 +144,17 @@ def check_16_bits(name, dtype):
     model = from_torch(peer, dtype=None)
     ids, targets = batch()
     theirs = peer(torch.tensor(ids)).logits
-    run = exact.model(peer.config, model.params, ids, targets)
+    # The mean over tokens makes gradients that float16 holds as subnormals, if at all.
+    reduction = "sum" if dtype == "float16" else "mean"
+    run = exact.model(peer.config, model.params, ids, targets, reduction=reduction)
     logits = model(ids)
     assert logits.dtype == model.dtype == kind
     assert_parity(logits, run.stages["logits"], theirs.detach())
-    torch.nn.functional.cross_entropy(theirs.flatten(0, 1), torch.tensor(targets).flatten()).backward()
-    grads, beside = model.loss_and_grads(ids, targets)[1], gradients_of(peer, model.config)
+    torch.nn.functional.cross_entropy(
+        theirs.flatten(0, 1), torch.tensor(targets).flatten(), reduction=reduction
+    ).backward()
+    grads = model.loss_and_grads(ids, targets, reduction=reduction)[1]
+    beside = gradients_of(peer, model.config)
     for parameter, gradient in grads.items():
         if name == "gpt2" and parameter.endswith("k_proj.bias"):
             continue  # 0, as above; both are noise of what was rounded before the sum
@@ -168,7 +173,8 @@ def test_folders_of_shards_are_what_the_module_is(tmp_path, name):
     assert model.config == copied.config and list(model.params) == list(copied.params)
     for parameter, value in copied.params.items():
         assert value.tobytes() == model.params[parameter].tobytes()
-        assert copied.report.loaded[parameter][0] == model.report.loaded[parameter][0]
+        if parameter != "lm_head.weight":  # which the files of GPT-NeoX call embed_out
+            assert copied.report.loaded[parameter][0] == model.report.loaded[parameter][0]
     assert model.report.changed == copied.report.changed
     if name == "gpt2":
         assert model.report.changed["model.layers.0.self_attn.k_proj.weight"] == "transposed, rows 48 to 96"
