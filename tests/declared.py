@@ -22,6 +22,8 @@ EXCLUDES = {
         {"k_scales", "k_biases", "v_scales", "v_biases", "scales", "biases", "table", "copy_from", "copy_to"},
     ),
 }
+# What may be absent in some layers, but not in the plainest.
+NEEDED = {"decoder_fwd": {"ln2_weight"}, "decoder_bwd": {"ln2_weight", "residual1", "rstd2", "ln2"}}
 ONE = {"kv_append_batched": "BN"}  # sizes that are 1: its lists hold one cache of one item
 
 
@@ -97,7 +99,7 @@ def arguments(op, rng, size=16, star=(3, 2), absent=False, dtype=np.float32, wei
             result.append(None if absent else True)
         elif p.written:
             result.append(None if p.letters <= known else array_of(p, rng, size, star, kinds, ones))
-        elif p.optional and absent and not (p.letters & needed) - given:
+        elif p.optional and absent and not (p.letters & needed) - given and p.name not in NEEDED.get(op, ()):
             result.append(None)
         else:
             result.append(array_of(p, rng, size, star, kinds, ones))

@@ -1,9 +1,13 @@
 """The decoder layer: every stage, every gradient, and one set of bits however the tokens come."""
+import dataclasses
+
+import ml_dtypes
 import numpy as np
 import pytest
 
 import ckernels as ck
-from ckernels.nn.decoder import NAMES, STAGES
+from ckernels.nn.decoder import call
+from ckernels.nn.parameters import layer_parameters
 
 torch = pytest.importorskip("torch", reason="not measured: no PyTorch for this Python")
 
@@ -31,6 +35,120 @@ def make(rng, name):
     return config, params, ck.nn.DecoderLayer(config, params)
 
 
+# What layers of other families have, alone and together; every field of a Config that a layer looks at.
+OPTIONS = {
+    "biases": dict(attention_bias=True, mlp_bias=True),
+    "biases of q, k and v": dict(attention_bias=True, attention_out_bias=False, hidden_act="gelu"),
+    "norms of q and k": dict(qk_norm=True, hidden_act="quick_gelu"),
+    "offset norms of q and k": dict(qk_norm=True, rms_norm_offset=1.0, query_pre_attn_scalar=40.0),
+    "norms behind": dict(post_norms=True, rms_norm_offset=1.0, hidden_act="gelu_pytorch_tanh"),
+    "layer norm": dict(norm_type="layer_norm", norm_bias=True),
+    "layer norm without bias": dict(norm_type="layer_norm", hidden_act="relu"),
+    "plain mlp": dict(gated_mlp=False, hidden_act="gelu_new", mlp_bias=True, learned_positions=True),
+    "plain relu": dict(gated_mlp=False, hidden_act="relu"),
+    "window": dict(sliding_window=5),
+    "cap": dict(attn_logit_softcapping=3.0),
+    "sinks": dict(sinks=True),
+    "partial": dict(partial_rotary_factor=0.5),
+    "parallel": dict(use_parallel_residual=True),
+    "one norm": dict(use_parallel_residual=True, shared_norm=True),
+    "all": dict(attention_bias=True, mlp_bias=True, qk_norm=True, post_norms=True, sinks=True, sliding_window=7,
+                attn_logit_softcapping=5.0, rms_norm_offset=1.0, use_parallel_residual=True, partial_rotary_factor=0.25),
+}  # fmt: skip
+
+
+def make_with(rng, options, dtype="f4"):
+    config = ck.models.Config(hidden_size=48, intermediate_size=100, num_attention_heads=6, num_key_value_heads=2,
+                              head_dim=16, num_hidden_layers=1, vocab_size=32, rms_norm_eps=1e-5, **options)
+    params = {}
+    for name, (_, shape, _) in layer_parameters(config).items():
+        value = rng.standard_normal(shape) / np.sqrt(shape[-1] if len(shape) > 1 else 1)
+        value = rng.uniform(0.5, 1.5, shape) if name.endswith("norm.weight") else value
+        params[name] = value.astype("f4" if name.endswith("sinks") else dtype)
+    return config, params, ck.nn.DecoderLayer(config, params)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_matches_float64(rng, name):
+    """Every stage and gradient; the bits with and without capture; prefill, chunks and decode."""
+    config, params, layer = make_with(rng, OPTIONS[name])
+    x, dy = sequence(rng, config), sequence(rng, config)
+    stages, slopes = {}, {}
+    y, ctx = layer.forward(x, stages=stages)
+    dx, grads = layer.backward(dy, ctx, stages=slopes)
+    true = exact.layer(config, params, x, dy=dy)
+    peer = exact.layer(config, params, x, dy=dy, dtype="float32")
+    assert tuple(stages) == layer.stages == tuple(stage for stage in true.stages if not stage.startswith("d_"))
+    for stage, value in (stages | slopes).items():
+        if stage != "d_output":
+            assert_parity(value, true.stages[stage], peer.stages[stage], name=stage)
+    assert_parity(dx, true.dx, peer.dx, name="dx")
+    assert grads.keys() == true.grads.keys() == params.keys()
+    few = [weight for weight in params if params[weight].size <= 16]
+    for weight in params.keys() - set(few):
+        assert_parity(grads[weight], true.grads[weight], peer.grads[weight], name=weight)
+    check_few(rng, config, params, layer, few)
+    plain, ctx = layer.forward(x)
+    seen = layer.backward(dy, ctx)
+    assert plain.tobytes() == y.tobytes() == layer.forward(x, keep=False)[0].tobytes()
+    assert seen[0].tobytes() == dx.tobytes() and all(seen[1][n].tobytes() == grads[n].tobytes() for n in params)
+    cache = ck.KVCache(2, 16, 20, batch=2)
+    parts = [layer.decode(np.ascontiguousarray(x[:, a:b]), cache) for a, b in ((0, 6), (6, 7), (7, 17))]
+    assert np.concatenate(parts, 1).tobytes() == y.tobytes()
+
+
+def check_few(rng, config, params, layer, names):
+    """Gradients of few numbers, six draws of them together: luck decides on a handful."""
+    found = []
+    for _ in range(6 if names else 0):
+        x, dy = sequence(rng, config), sequence(rng, config)
+        runs = [layer.backward(dy, layer.forward(x)[1])[1]]
+        runs += [exact.layer(config, params, x, dy=dy, dtype=dtype).grads for dtype in ("float64", "float32")]
+        found.append([np.concatenate([run[weight].ravel() for weight in names]) for run in runs])
+    if found:
+        assert_parity(*(np.concatenate(parts) for parts in zip(*found, strict=True)), name=" and ".join(names))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["biases", "offset norms of q and k", "layer norm", "all"])
+def test_16_bits_match_float64(rng, name, dtype):
+    """The equations, rounded at every step by PyTorch, are the peer; their norms are rounded inside as well."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    config, params, layer = make_with(rng, OPTIONS[name], kind)
+    x, dy = sequence(rng, config).astype(kind), sequence(rng, config).astype(kind)
+    stages, slopes = {}, {}
+    y, ctx = layer.forward(x, stages=stages)
+    dx, grads = layer.backward(dy, ctx, stages=slopes)
+    assert y.dtype == dx.dtype == kind
+    true = exact.layer(config, params, x, dy=dy)
+    peer = exact.layer(config, params, x, dy=dy, dtype=dtype)
+    for stage, value in (stages | slopes).items():
+        if stage != "d_output":
+            assert_parity(value.astype(kind), true.stages[stage], peer.stages[stage].astype(kind), name=stage)
+    for weight in params:
+        assert grads[weight].dtype == params[weight].dtype
+        wide = peer.grads[weight].astype(grads[weight].dtype)
+        assert_parity(grads[weight], true.grads[weight], wide, name=weight)
+    for quant in None, "int8":
+        caches = [ck.KVCache(2, 16, 20, batch=2, dtype=dtype, quant=quant, group=16) for _ in range(2)]
+        whole = layer.decode(x, caches[0])
+        parts = [layer.decode(np.ascontiguousarray(x[:, a:b]), caches[1]) for a, b in ((0, 6), (6, 7), (7, 17))]
+        assert np.concatenate(parts, 1).tobytes() == whole.tobytes()
+        assert quant or whole.tobytes() == y.tobytes()
+
+
+def test_layers_differ_by_their_index(rng):
+    """A window by layer, and a rotary base of its own with it."""
+    config, params, _ = make_with(rng, {})
+    config = dataclasses.replace(config, num_hidden_layers=2, sliding_window=3, rope_local_base_freq=50.0,
+                                 layer_types=("full_attention", "sliding_attention"))
+    x = sequence(rng, config)
+    for index in 0, 1:
+        y, _ = ck.nn.DecoderLayer(config, params, index).forward(x)
+        true, peer = (exact.layer(config, params, x, index=index, dtype=d) for d in ("float64", "float32"))
+        assert_parity(y, true.stages["output"], peer.stages["output"])
+
+
 def sequence(rng, config, B=2, T=17):
     return rng.standard_normal((B, T, config.hidden_size)).astype("f4")
 
@@ -45,8 +163,8 @@ def test_every_stage_matches_float64(isa, rng, name, where):
     layer.forward(x, positions, stages=stages)
     true = exact.layer(config, params, x, positions=positions).stages
     peer = exact.layer(config, params, x, positions=positions, dtype="float32").stages
-    assert tuple(stages) == STAGES
-    for stage in STAGES:
+    assert tuple(stages) == layer.stages == exact.LAYER_STAGES
+    for stage in layer.stages:
         assert_parity(stages[stage], true[stage], peer[stage], name=stage)
 
 
@@ -59,9 +177,9 @@ def test_every_gradient_matches_float64(isa, rng, name):
     true = exact.layer(config, params, x, dy=dy)
     peer = exact.layer(config, params, x, dy=dy, dtype="float32")
     assert_parity(dx, true.dx, peer.dx, name="dx")
-    for weight in NAMES:
+    for weight in params:
         assert_parity(grads[weight], true.grads[weight], peer.grads[weight], name=weight)
-    for stage in STAGES:
+    for stage in layer.stages:
         if stage != "output":
             assert_parity(stages[f"d_{stage}"], true.stages[f"d_{stage}"], peer.stages[f"d_{stage}"], name=f"d_{stage}")
 
@@ -74,7 +192,7 @@ def test_capture_changes_no_bit(isa, rng):
     assert layer.forward(x, keep=False)[0].tobytes() == y.tobytes()
     plain, seen = layer.backward(dy, ctx), layer.backward(dy, ctx, stages={})
     assert plain[0].tobytes() == seen[0].tobytes()
-    assert all(plain[1][n].tobytes() == seen[1][n].tobytes() for n in NAMES)
+    assert all(plain[1][n].tobytes() == seen[1][n].tobytes() for n in layer.params)
 
 
 def test_bits_do_not_depend_on_threads(isa, rng):
@@ -134,7 +252,7 @@ def test_gradients_accumulate(isa, rng):
     ctx = layer.forward(x)[1]
     once = {n: g.copy() for n, g in layer.backward(dy, ctx)[1].items()}
     twice = layer.backward(dy, ctx, accumulate_into={n: g.copy() for n, g in once.items()})[1]
-    for n in NAMES:
+    for n in layer.params:
         np.testing.assert_array_equal(twice[n], 2 * once[n])
     only = {"mlp.up_proj.weight": once["mlp.up_proj.weight"].copy()}
     mixed = layer.backward(dy, ctx, accumulate_into=only)[1]
@@ -162,17 +280,17 @@ def test_small_and_empty_sequences(isa, rng, B, T):
         assert_parity(y, exact.layer(config, params, x).stages["output"], exact.layer(config, params, x,
                                                                                       dtype="float32").stages["output"])
     else:
-        assert all(not grads[n].any() for n in NAMES)
+        assert all(not grads[n].any() for n in layer.params)
 
 
-def refused(layer, x, cache, lengths, counts=None, scale=0.25, rows=8):
+def refused(layer, x, cache, lengths, counts=None, scale=0.25, rows=8, **more):
     """The error of a decode by ``_ck`` itself; asserts that storage and buffers are as they were."""
     C, F, H, G, D = CONFIGS["gqa"]
     cos, sin = (part[:rows] for part in layer.table(rows))
     ln1 = np.full(x.shape, 7, "f4")
     with pytest.raises((IndexError, ValueError)) as caught:
-        ck._ck.decoder_fwd(None, *cache.storage.parts, None, ln1, *[None] * 18, x, *layer._weights(), cos, sin,
-                           None, np.array(lengths), counts, None, None, None, 0, 0, 1e-5, scale)
+        call(ck._ck.decoder_fwd, k_codes=cache.storage.parts[0], v_codes=cache.storage.parts[3], ln1=ln1, x=x,
+             **layer._weights(), cos=cos, sin=sin, lengths=np.array(lengths), counts=counts, eps=1e-5, scale=scale, **more)
     assert (ln1 == 7).all() and (cache.raw["k"] == 7).all() and (cache.raw["v"] == 7).all()
     return str(caught.value)
 
@@ -186,6 +304,9 @@ def test_a_refused_decode_writes_nothing(rng):
     assert "item 0 holds 7 tokens of 9: 3 more do not fit" in refused(layer, x, cache, [7, 0])
     assert "'counts' holds 4 for item 1, which brings 3" in refused(layer, x, cache, [0, 0], np.array([1, 4]))
     assert "'positions' holds 8, and the table has 8 rows" in refused(layer, x, cache, [0, 6])
+    assert "'window' must be a number of keys, or 0 for all, not -1" in refused(layer, x, cache, [0, 0], window=-1)
+    assert "'softcap' must be finite and above 0" in refused(layer, x, cache, [0, 0], softcap=-1.0)
+    assert "'activation' is no number of an MLP's: 6" in refused(layer, x, cache, [0, 0], activation=6)
 
 
 @pytest.mark.parametrize("quant", [None, "int8", "int4", "int8_sym", "fp8_e4m3", "fp8_e5m2"])
@@ -224,8 +345,9 @@ def test_padding_needs_no_row_of_the_table(rng):
     _, _, layer = make(rng, "gqa")
     cache, x = ck.KVCache(2, 16, 9, batch=2), rng.standard_normal((2, 5, 48)).astype("f4")
     cos, sin = (part[:3] for part in layer.table(3))
-    y = ck._ck.decoder_fwd(None, *cache.storage.parts, *[None] * 20, x, *layer._weights(), cos, sin, None,
-                           np.zeros(2, np.int64), np.array([3, 0]), None, None, None, 0, 0, 1e-5, 0.25)[0]
+    y = call(ck._ck.decoder_fwd, k_codes=cache.storage.parts[0], v_codes=cache.storage.parts[3], x=x,
+             **layer._weights(), cos=cos, sin=sin, lengths=np.zeros(2, np.int64), counts=np.array([3, 0]), eps=1e-5,
+             scale=0.25)[0]
     assert y[0, :3].tobytes() == layer.forward(x[:1, :3])[0].tobytes()
 
 
@@ -248,9 +370,9 @@ def test_sizes_that_no_element_bounds_do_not_crash():
         return np.empty(shape, "f4")
 
     with pytest.raises(MemoryError, match=r"forward\(\): no memory for its workspace"):
-        ck._ck.decoder_fwd(None, *[None] * 26, empty(4, 1, 0), empty(0), empty(H, D, 0), empty(H, D, 0),
-                           empty(H, D, 0), empty(0, H, D), empty(0), empty(3, 0), empty(3, 0), empty(0, 3),
-                           empty(1, 0), empty(1, 0), *[None] * 6, 0, 0, 1e-5, 1.0)
+        call(ck._ck.decoder_fwd, x=empty(4, 1, 0), ln1_weight=empty(0), q_weight=empty(H, D, 0), k_weight=empty(H, D, 0),
+             v_weight=empty(H, D, 0), o_weight=empty(0, H, D), ln2_weight=empty(0), gate_weight=empty(3, 0),
+             up_weight=empty(3, 0), down_weight=empty(0, 3), cos=empty(1, 0), sin=empty(1, 0), eps=1e-5, scale=1.0)
 
 
 def test_refusals_name_what_does_not_fit(rng):

@@ -112,10 +112,18 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("fields", "text"),
         [
-            ({"model_type": "qwen3"}, "model_type='qwen3'"),
-            ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'"),
-            ({"attention_bias": True}, "attention_bias=True"),
-            ({"mlp_bias": True}, "mlp_bias=True"),
+            ({"model_type": "bloom"}, "model_type='bloom'"),
+            ({"hidden_act": "tanh"}, "hidden_act='tanh'"),
+            ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+            ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+            ({"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm=True"),
+            ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+            ({"model_type": "gemma2", "layer_types": ["linear_attention"] * 26}, "layer_types holds 'linear_attention'"),
+            ({"model_type": "gpt_neox", "rotary_pct": 0.33}, "partial_rotary_factor=0.33 of head_dim=96"),
+            (
+                {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}},
+                "rope_parameters['sliding_attention']=",
+            ),
             ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor' of rope_scaling is missing"),
             ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "'factor' must be finite and at least 1, not 0.5"),
             ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'factor' of rope_scaling is missing"),

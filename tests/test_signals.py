@@ -44,12 +44,14 @@ CAPTURED = (
     START
     + """
 from ckernels import _ck
+from ckernels.nn.decoder import call
 ck.use(ck.isas()[0])
 ck.set_num_threads(1)
 H, T, D = 64, 512, 256             # seconds of scores, which are computed in double
 def of(*shape):
     return np.zeros(shape, np.float32)
-weights = of(1), of(H, D, 1), of(1, D, 1), of(1, D, 1), of(1, H, D), of(1), of(1, 1), of(1, 1), of(1, 1)
+weights = dict(ln1_weight=of(1), q_weight=of(H, D, 1), k_weight=of(1, D, 1), v_weight=of(1, D, 1),
+               o_weight=of(1, H, D), ln2_weight=of(1), gate_weight=of(1, 1), up_weight=of(1, 1), down_weight=of(1, 1))
 scores = np.full((1, H, T, T), np.nan, np.float32)
 def when_begun():
     while np.isnan(scores[0, 0, 0, 0]):
@@ -57,8 +59,7 @@ def when_begun():
     later(0, signal.SIGINT)
 threading.Thread(target=when_begun).start()
 try:
-    _ck.decoder_fwd(None, *[None] * 6, *[None] * 7, scores, *[None] * 12, of(1, T, 1), *weights, of(T, 1), of(T, 1),
-                    *[None] * 6, 0, 0, 1e-5, 1.0)
+    call(_ck.decoder_fwd, scores=scores, x=of(1, T, 1), **weights, cos=of(T, 1), sin=of(T, 1), eps=1e-5, scale=1.0)
     print("finished", flush=True)
 except KeyboardInterrupt:
     print("interrupted", time.monotonic() - sent[0] < 1, bool(np.isnan(scores).any()), flush=True)

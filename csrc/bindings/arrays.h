@@ -9,7 +9,7 @@
 
 #include "ops/op.h"
 
-enum { CK_MAX_PARAMS = 72, CK_MAX_ARGS_BYTES = 12288, CK_MAX_SHAPE = 6 };
+enum { CK_MAX_PARAMS = 144, CK_MAX_ARGS_BYTES = 12288, CK_MAX_SHAPE = 6 };
 
 /* One axis of a declared shape: "K" is {1,'K',false}, "2K" is {2,'K',false}, "R*" is {1,'R',true}. */
 typedef struct {

@@ -1,103 +1,10 @@
-#include "layers/decoder.h"
-
-#include "layers/stages.h"
-#include "ops/ops.h"
+/* The forward pass of a layer, over whole sequences or onto a cache. */
+#include "layers/decoder_steps.h"
 #include "runtime/run.h"
 
-#include <math.h>
+#define ROWS(data, n) ck_rows(data, a->B * a->T, n, ck_width(k))
 
-enum { WIDTH = sizeof(float) };
-
-/* Each step of a layer; the first that fails ends it. */
-#define TRY(call)                          \
-    do {                                   \
-        const ck_status status_ = (call);  \
-        if (status_ != CK_OK)              \
-            return status_;                \
-    } while (0)
-
-/* ---- the ops, in the layer's terms ---- */
-
-static ck_status
-norm(const ck_kernels *k, ck_array x, const float *weight, double eps, float *y, float *rstd, size_t R, size_t C)
-{
-    return ck_rms_norm_fwd(k, &(struct ck_rms_norm_fwd){.y = ck_rows(y, R, C, WIDTH), .rstd = rstd, .x = x,
-                                                        .weight = ck_rows(weight, 1, C, WIDTH), .eps = eps, .R = R, .C = C});
-}
-
-/* The rotary table, [P,K], and the row of it that each token takes: positions [B,T], or row t for all. */
-typedef struct {
-    const float *cos, *sin;
-    size_t P, K;
-    const int64_t *positions;
-} ck_angles;
-
-static ck_array
-places(const ck_angles *at, size_t B, size_t T)
-{
-    return at->positions != NULL ? ck_rows(at->positions, B, T, sizeof *at->positions) : (ck_array){.data = NULL};
-}
-
-/* y [R,N] = x [R,K] * weightᵀ + residual, weight [N,K]; the residual may be absent. */
-static ck_status
-project_onto(const ck_kernels *k, ck_array y, const float *x, const float *weight, ck_array residual, size_t R, size_t K,
-             size_t N)
-{
-    return ck_linear_fwd(k, &(struct ck_linear_fwd){.y = y, .x = ck_rows(x, R, K, WIDTH), .residual = residual,
-                                                    .weight = ck_rows(weight, N, K, WIDTH), .R = R, .K = K, .N = N});
-}
-
-static ck_status
-project(const ck_kernels *k, ck_array y, const float *x, const float *weight, size_t R, size_t K, size_t N)
-{
-    return project_onto(k, y, x, weight, (ck_array){.data = NULL}, R, K, N);
-}
-
-/* How the heads of every token are turned to where the token stands. */
-static struct ck_rope_fwd
-turn(const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
-{
-    return (struct ck_rope_fwd){
-        .cos = ck_rows(at->cos, at->P, at->K, WIDTH), .sin = ck_rows(at->sin, at->P, at->K, WIDTH),
-        .positions = places(at, B, T), .N = B * H, .T = T, .D = D, .S = at->P, .K = at->K, .P = B};
-}
-
-static ck_status
-rotate(const ck_kernels *k, float *y, const float *x, const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
-{
-    struct ck_rope_fwd a = turn(at, B, T, H, D);
-    a.y = ck_heads(y, B, T, H, D, WIDTH), a.x = ck_heads(x, B, T, H, D, WIDTH);
-    return ck_rope_fwd(k, &a);
-}
-
-/* And turned back. */
-static ck_status
-rotate_back(const ck_kernels *k, float *dx, const float *dy, const ck_angles *at, size_t B, size_t T, size_t H, size_t D)
-{
-    const struct ck_rope_fwd a = turn(at, B, T, H, D);
-    return ck_rope_bwd(k, &(struct ck_rope_bwd){
-        .dx = ck_heads(dx, B, T, H, D, WIDTH), .dy = ck_heads(dy, B, T, H, D, WIDTH), .cos = a.cos, .sin = a.sin,
-        .positions = a.positions, .N = a.N, .T = T, .D = D, .S = a.S, .K = a.K, .P = B});
-}
-
-static ck_status
-add(const ck_kernels *k, ck_array out, ck_array x, ck_array y, size_t R, size_t C)
-{
-    return ck_add_fwd(k, &(struct ck_add_fwd){.out = out, .x = x, .y = y, .alpha = 1.0, .R = R, .C = C});
-}
-
-/* What attention would refuse, before any op writes: keys are appended and gradients added to on the way. */
-static ck_status
-refuse_heads(size_t H, size_t G, double scale)
-{
-    if (G == 0 ? H != 0 : H % G != 0)
-        return ck_refuse(CK_BAD_VALUE, "%zu heads are not a multiple of %zu kv heads", H, G);
-    if (!isfinite(scale))
-        return ck_refuse(CK_BAD_VALUE, "'scale' must be finite, not %g", scale);
-    return CK_OK;
-}
-
-/* ---- forward ---- */
+/* ---- the cache ---- */
 
 /* Where the tokens stand that are appended to a cache: positions [B,T], and lengths [B] when they are in. */
 static void
@@ -114,12 +21,12 @@ place(const struct ck_decoder_fwd *a, int64_t *positions, int64_t *after)
 
 /* The cache, as its ops take it. */
 static struct ck_kv_append
-appended(const struct ck_decoder_fwd *a)
+appended(const struct ck_decoder_fwd *a, size_t width)
 {
     return (struct ck_kv_append){
         .k_codes = a->k_codes, .k_scales = a->k_scales, .k_biases = a->k_biases,
         .v_codes = a->v_codes, .v_scales = a->v_scales, .v_biases = a->v_biases,
-        .k = ck_heads(a->k_rope, a->B, a->T, a->G, a->D, WIDTH), .v = ck_heads(a->v, a->B, a->T, a->G, a->D, WIDTH),
+        .k = ck_heads(a->k_rope, a->B, a->T, a->G, a->D, width), .v = ck_heads(a->v, a->B, a->T, a->G, a->D, width),
         .lengths = a->lengths, .counts = a->counts, .table = a->table, .copy_from = a->copy_from, .copy_to = a->copy_to,
         .format = a->format, .group = a->group, .N = a->N, .P = a->L, .G = a->G, .S = a->S, .D = a->D, .W = a->W, .V = a->V,
         .B = a->B, .T = a->T, .M = a->M};
@@ -128,67 +35,130 @@ appended(const struct ck_decoder_fwd *a)
 static ck_status
 attend_cache(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t *after)
 {
+    const size_t width = ck_width(k);
     return ck_kv_attend(k, &(struct ck_kv_attend){
-        .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, WIDTH), .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, WIDTH),
+        .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, width), .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, width),
         .k_codes = a->k_codes, .k_scales = a->k_scales, .k_biases = a->k_biases,
         .v_codes = a->v_codes, .v_scales = a->v_scales, .v_biases = a->v_biases,
-        .table = a->table, .offsets = a->lengths, .lengths = after, .left = -1, .scale = a->scale,
+        .table = a->table, .offsets = a->lengths, .lengths = after, .left = a->window - 1, .sinks = a->sinks,
+        .scale = a->scale, .softcap = a->softcap,
         .format = a->format, .group = a->group, .N = a->N, .P = a->L, .G = a->G, .S = a->S, .D = a->D, .W = a->W, .V = a->V,
         .B = a->B, .H = a->H, .T = a->T});
 }
 
+/* ---- attention and what surrounds it ---- */
+
 static ck_status
 attend(const ck_kernels *k, const struct ck_decoder_fwd *a)
 {
+    const size_t width = ck_width(k);
     return ck_attention_fwd(k, &(struct ck_attention_fwd){
-        .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, WIDTH), .max = a->max, .sum = a->sum,
-        .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, WIDTH),
-        .k = ck_heads(a->k_rope, a->B, a->T, a->G, a->D, WIDTH),
-        .v = ck_heads(a->v, a->B, a->T, a->G, a->D, WIDTH),
-        .left = -1, .right = -1, .causal = true, .scale = a->scale,
+        .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, width), .max = a->max, .sum = a->sum,
+        .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, width), .k = ck_heads(a->k_rope, a->B, a->T, a->G, a->D, width),
+        .v = ck_heads(a->v, a->B, a->T, a->G, a->D, width), .sinks = a->sinks,
+        .left = a->window - 1, .right = -1, .causal = true, .scale = a->scale, .softcap = a->softcap,
         .B = a->B, .H = a->H, .G = a->G, .T = a->T, .S = a->T, .D = a->D});
+}
+
+/* Heads to where their tokens stand; normed on the way where there is a weight for it. */
+static ck_status
+turn_heads(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_angles *at, void *y, const void *x, size_t H,
+           const void *weight, float *rstd, void *seen)
+{
+    const size_t B = a->B, T = a->T, D = a->D, width = ck_width(k);
+    const struct ck_rope_fwd how = ck_turn(at, B, T, H, D);
+    ck_array used;
+    float *taken;
+
+    if (weight == NULL)
+        return ck_rotate(k, at, y, x, B, T, H, D);
+    if (seen != NULL) /* for the capture alone */
+        TRY(ck_norm_rows(k, &(ck_norm){.weight = weight, .eps = a->eps, .offset = a->offset},
+                         ck_rows(seen, B * T * H, D, width), ck_rows(x, B * T * H, D, width), B * T * H, D));
+    ck_status status = ck_head_weight(k, weight, a->offset, D, &used, &taken);
+    if (status == CK_OK)
+        status = ck_qk_norm_rope_fwd(k, &(struct ck_qk_norm_rope_fwd){
+            .y = ck_heads(y, B, T, H, D, width), .rstd = rstd, .x = ck_heads(x, B, T, H, D, width), .weight = used,
+            .cos = how.cos, .sin = how.sin, .positions = how.positions, .eps = a->eps, .N = how.N, .T = T, .D = D,
+            .S = how.S, .K = how.K, .P = how.P});
+    ck_give(taken, D * sizeof(float));
+    return status;
+}
+
+/* y = onto + x * weightᵀ + bias, or with a norm between the two; `product` and `normed` are kept where there is a buffer. */
+static ck_status
+join(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_projection *of, const ck_norm *behind, ck_array y,
+     const void *x, ck_array onto, void *product, void *normed)
+{
+    const size_t R = a->B * a->T, C = a->C;
+
+    if (behind->weight == NULL) {
+        if (product != NULL) /* for the capture alone */
+            TRY(ck_project(k, of, ROWS(product, C), x, ck_absent, NULL, CK_NO_ACTIVATION, R));
+        return ck_project(k, of, y, x, onto, NULL, CK_NO_ACTIVATION, R);
+    }
+    const ck_array between = normed != NULL ? ROWS(normed, C) : y;
+    TRY(ck_project(k, of, ROWS(product, C), x, ck_absent, NULL, CK_NO_ACTIVATION, R));
+    TRY(ck_norm_rows(k, behind, between, ROWS(product, C), R, C));
+    return ck_sum_of(k, y, onto, between, R, C);
+}
+
+static ck_norm
+norm_of(const struct ck_decoder_fwd *a, const void *weight, const void *bias, float *mean, float *rstd)
+{
+    return (ck_norm){weight, bias, mean, rstd, a->eps, a->offset, a->layer_norm};
 }
 
 static ck_status
 attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_angles *at, const int64_t *after)
 {
-    const size_t B = a->B, T = a->T, R = B * T, C = a->C, H = a->H, G = a->G, D = a->D;
+    const size_t R = a->B * a->T, C = a->C, q = a->H * a->D, kv = a->G * a->D;
+    const ck_norm ln1 = norm_of(a, a->ln1_weight, a->ln1_bias, a->mean1, a->rstd1);
+    const ck_norm behind = {a->post_attn_norm_weight, NULL, NULL, a->rstd_attn, a->eps, a->offset, false};
+    const ck_projection q_of = {a->q_weight, a->q_bias, q, C}, k_of = {a->k_weight, a->k_bias, kv, C};
+    const ck_projection v_of = {a->v_weight, a->v_bias, kv, C}, o_of = {a->o_weight, a->o_bias, C, q};
 
-    TRY(norm(k, ck_merged(a->x), a->ln1_weight, a->eps, a->ln1, a->rstd1, R, C));
-    TRY(project(k, ck_rows(a->q, R, H * D, WIDTH), a->ln1, a->q_weight, R, C, H * D));
-    TRY(project(k, ck_rows(a->k, R, G * D, WIDTH), a->ln1, a->k_weight, R, C, G * D));
-    TRY(project(k, ck_rows(a->v, R, G * D, WIDTH), a->ln1, a->v_weight, R, C, G * D));
-    TRY(rotate(k, a->q_rope, a->q, at, B, T, H, D));
-    TRY(rotate(k, a->k_rope, a->k, at, B, T, G, D));
+    TRY(ck_norm_rows(k, &ln1, ROWS(a->ln1, C), ck_merged(a->x), R, C));
+    TRY(ck_project(k, &q_of, ROWS(a->q, q), a->ln1, ck_absent, NULL, CK_NO_ACTIVATION, R));
+    TRY(ck_project(k, &k_of, ROWS(a->k, kv), a->ln1, ck_absent, NULL, CK_NO_ACTIVATION, R));
+    TRY(ck_project(k, &v_of, ROWS(a->v, kv), a->ln1, ck_absent, NULL, CK_NO_ACTIVATION, R));
+    TRY(turn_heads(k, a, at, a->q_rope, a->q, a->H, a->q_norm_weight, a->rstd_q, a->q_norm));
+    TRY(turn_heads(k, a, at, a->k_rope, a->k, a->G, a->k_norm_weight, a->rstd_k, a->k_norm));
     if (after != NULL) {
-        const struct ck_kv_append append = appended(a);
+        const struct ck_kv_append append = appended(a, ck_width(k));
         TRY(ck_kv_append(k, &append));
     }
     TRY(after != NULL ? attend_cache(k, a, after) : attend(k, a));
     if (a->scores != NULL || a->probs != NULL)
-        TRY(ck_capture_attention(&(ck_attention_stages){.q = a->q_rope, .k = a->k_rope, .scores = a->scores,
-                                                        .probs = a->probs, .B = B, .T = T, .H = H, .G = G, .D = D,
-                                                        .scale = a->scale}));
-    if (a->proj != NULL) /* for the capture alone */
-        TRY(project(k, ck_rows(a->proj, R, C, WIDTH), a->attn, a->o_weight, R, H * D, C));
-    return project_onto(k, ck_rows(a->residual1, R, C, WIDTH), a->attn, a->o_weight, ck_merged(a->x), R, H * D, C);
+        TRY(ck_capture_attention(k, &(ck_attention_stages){
+            .q = a->q_rope, .k = a->k_rope, .sinks = a->sinks, .scores = a->scores, .probs = a->probs, .B = a->B, .T = a->T,
+            .H = a->H, .G = a->G, .D = a->D, .window = (size_t)a->window, .scale = a->scale, .softcap = a->softcap}));
+    return join(k, a, &o_of, &behind, ROWS(a->residual1, C), a->attn, ck_merged(a->x), a->proj, a->post_attn_norm);
 }
 
 static ck_status
 mlp_block(const ck_kernels *k, const struct ck_decoder_fwd *a)
 {
     const size_t R = a->B * a->T, C = a->C, F = a->F;
+    const ck_norm ln2 = norm_of(a, a->ln2_weight, a->ln2_bias, a->mean2, a->rstd2);
+    const ck_norm behind = {a->post_mlp_norm_weight, NULL, NULL, a->rstd_mlp, a->eps, a->offset, false};
+    const ck_projection gate = {a->gate_weight, a->gate_bias, F, C}, up = {a->up_weight, a->up_bias, F, C};
+    const ck_projection down = {a->down_weight, a->down_bias, C, F};
+    const void *x = a->ln2_weight != NULL ? a->ln2 : a->ln1;
 
-    TRY(norm(k, ck_rows(a->residual1, R, C, WIDTH), a->ln2_weight, a->eps, a->ln2, a->rstd2, R, C));
-    TRY(project(k, ck_rows(a->gate, R, F, WIDTH), a->ln2, a->gate_weight, R, C, F));
-    TRY(project(k, ck_rows(a->up, R, F, WIDTH), a->ln2, a->up_weight, R, C, F));
-    TRY(ck_swiglu_fwd(k, &(struct ck_swiglu_fwd){.y = ck_rows(a->act, R, F, WIDTH),
-                                                 .gate = ck_rows(a->gate, R, F, WIDTH),
-                                                 .up = ck_rows(a->up, R, F, WIDTH), .R = R, .F = F}));
-    if (a->down != NULL) /* for the capture alone */
-        TRY(project(k, ck_rows(a->down, R, C, WIDTH), a->act, a->down_weight, R, F, C));
-    return project_onto(k, ck_merged(a->y), a->act, a->down_weight, ck_rows(a->residual1, R, C, WIDTH), R, F, C);
+    if (a->ln2_weight != NULL)
+        TRY(ck_norm_rows(k, &ln2, ROWS(a->ln2, C), a->parallel ? ck_merged(a->x) : ROWS(a->residual1, C), R, C));
+    if (a->gate_weight != NULL) {
+        TRY(ck_project(k, &gate, ROWS(a->gate, F), x, ck_absent, NULL, CK_NO_ACTIVATION, R));
+        TRY(ck_project(k, &up, ROWS(a->up, F), x, ck_absent, NULL, CK_NO_ACTIVATION, R));
+        TRY(ck_gate(k, a->activation, ROWS(a->act, F), ROWS(a->gate, F), ROWS(a->up, F), R, F));
+    }
+    else
+        TRY(ck_project(k, &up, ROWS(a->act, F), x, ck_absent, a->up, a->activation, R));
+    return join(k, a, &down, &behind, ck_merged(a->y), a->act, ROWS(a->residual1, C), a->down, a->post_mlp_norm);
 }
+
+/* ---- the layer ---- */
 
 /* Whether R rows of n floats can be there at all: without an element, sizes are bounded by nothing. */
 static bool
@@ -201,15 +171,17 @@ may_exist(size_t R, size_t n)
 static ck_status
 forward(const ck_kernels *k, struct ck_decoder_fwd *a)
 {
-    const size_t R = a->B * a->T, C = a->C, heads = R * a->H, all = heads * a->D, group = R * a->G * a->D;
-    const bool cached = a->lengths != NULL;
+    const size_t width = ck_width(k), R = a->B * a->T, C = a->C, heads = R * a->H, all = heads * a->D, group = R * a->G * a->D;
+    const bool cached = a->lengths != NULL, gated = a->gate_weight != NULL, second = a->ln2_weight != NULL;
     int64_t *placed = NULL, *after = NULL;
     const ck_buffer buffers[] = {
-        {(void **)&a->rstd1, R * WIDTH}, {(void **)&a->ln1, R * C * WIDTH},
-        {(void **)&a->q_rope, all * WIDTH}, {(void **)&a->k_rope, group * WIDTH}, {(void **)&a->v, group * WIDTH},
-        {(void **)&a->max, heads * WIDTH}, {(void **)&a->sum, heads * WIDTH}, {(void **)&a->attn, all * WIDTH},
-        {(void **)&a->residual1, R * C * WIDTH}, {(void **)&a->rstd2, R * WIDTH}, {(void **)&a->ln2, R * C * WIDTH},
-        {(void **)&a->gate, R * a->F * WIDTH}, {(void **)&a->up, R * a->F * WIDTH}, {(void **)&a->act, R * a->F * WIDTH},
+        {(void **)&a->rstd1, R * sizeof(float)}, {&a->ln1, R * C * width}, {&a->q_rope, all * width},
+        {&a->k_rope, group * width}, {&a->v, group * width}, {(void **)&a->max, heads * sizeof(float)},
+        {(void **)&a->sum, heads * sizeof(float)}, {&a->attn, all * width}, {&a->residual1, R * C * width},
+        {&a->proj, a->post_attn_norm_weight != NULL ? R * C * width : CK_NO_BUFFER}, {(void **)&a->rstd2, R * sizeof(float)},
+        {&a->ln2, second ? R * C * width : CK_NO_BUFFER}, {&a->gate, gated ? R * a->F * width : CK_NO_BUFFER},
+        {&a->up, gated ? R * a->F * width : CK_NO_BUFFER},
+        {&a->act, R * a->F * width}, {&a->down, a->post_mlp_norm_weight != NULL ? R * C * width : CK_NO_BUFFER},
         {(void **)&placed, cached ? R * sizeof *placed : 0}, {(void **)&after, cached ? a->B * sizeof *after : 0},
     };
     void *block;
@@ -226,7 +198,7 @@ forward(const ck_kernels *k, struct ck_decoder_fwd *a)
     if (cached)
         place(a, placed, after);
     const ck_angles at = {a->cos, a->sin, a->P, a->K, cached ? placed : a->positions};
-    const struct ck_rope_fwd rope = turn(&at, a->B, a->T, a->H, a->D);
+    const struct ck_rope_fwd rope = ck_turn(&at, a->B, a->T, a->H, a->D);
     status = ck_refuse_rope(&rope);
     if (status == CK_OK)
         status = attention_block(k, a, &at, cached ? after : NULL);
@@ -237,10 +209,12 @@ forward(const ck_kernels *k, struct ck_decoder_fwd *a)
 }
 
 static ck_status
-refuse_forward(const struct ck_decoder_fwd *a)
+refuse_forward(const struct ck_decoder_fwd *a, size_t width)
 {
     const bool cached = a->lengths != NULL;
-    TRY(refuse_heads(a->H, a->G, a->scale));
+    TRY(ck_refuse_layer(a->H, a->G, a->scale, a->softcap, a->window, a->activation));
+    if (a->ln2_weight == NULL && !a->parallel)
+        return ck_refuse(CK_BAD_VALUE, "'ln2_weight' may be absent in a parallel layer alone");
     if (cached != (a->k_codes != NULL) || cached != (a->v_codes != NULL))
         return ck_refuse(CK_BAD_VALUE, "'k_codes', 'v_codes' and 'lengths' make a cache together");
     if (cached && (a->positions != NULL || a->scores != NULL || a->probs != NULL))
@@ -249,134 +223,16 @@ refuse_forward(const struct ck_decoder_fwd *a)
         return ck_refuse(CK_BAD_VALUE, "'counts' needs a cache");
     if (!cached)
         return CK_OK;
-    struct ck_kv_append append = appended(a);
-    append.k = append.v = ck_heads(NULL, a->B, a->T, a->G, a->D, WIDTH); /* there are none yet */
+    struct ck_kv_append append = appended(a, width);
+    append.k = append.v = ck_heads(NULL, a->B, a->T, a->G, a->D, width); /* there are none yet */
     return ck_refuse_append(&append);
 }
 
 CK_RUN(decoder_fwd)
 {
     struct ck_decoder_fwd own = *a;
-    TRY(refuse_forward(a));
+    if (a->activation == CK_NO_ACTIVATION)
+        own.activation = CK_SILU;
+    TRY(refuse_forward(&own, ck_width(k)));
     return forward(k, &own);
-}
-
-/* ---- backward ---- */
-
-/* dx [R,K] and dweight [N,K] of y [R,N] = x * weightᵀ; dx is overwritten, or added to: `more` is another use of x. */
-static ck_status
-project_back(const ck_kernels *k, ck_array dy, const float *x, const float *weight, float *dx, bool more, float *dweight,
-             size_t R, size_t K, size_t N, bool accumulate)
-{
-    const ck_array rows = ck_rows(dx, R, K, WIDTH);
-    TRY(ck_gemm(k, &(struct ck_gemm){.c = rows, .a = dy, .b = ck_rows(weight, N, K, WIDTH),
-                                     .residual = more ? rows : (ck_array){.data = NULL}, .B = 1, .M = R, .N = K, .K = N}));
-    return ck_linear_bwd(k, &(struct ck_linear_bwd){.dweight = ck_rows(dweight, N, K, WIDTH), .dy = dy,
-                                                    .x = ck_rows(x, R, K, WIDTH), .accumulate = accumulate, .R = R, .K = K,
-                                                    .N = N});
-}
-
-static ck_status
-norm_back(const ck_kernels *k, ck_array dx, float *dweight, const float *dy, ck_array x, const float *weight,
-          const float *rstd, size_t R, size_t C, bool accumulate)
-{
-    return ck_rms_norm_bwd(k, &(struct ck_rms_norm_bwd){.dx = dx, .dweight = ck_rows(dweight, 1, C, WIDTH), .dy = ck_rows(dy, R, C, WIDTH),
-                                                        .x = x, .weight = ck_rows(weight, 1, C, WIDTH), .rstd = rstd,
-                                                        .accumulate = accumulate, .R = R, .C = C});
-}
-
-/* From dy to d_residual1. */
-static ck_status
-mlp_back(const ck_kernels *k, const struct ck_decoder_bwd *a)
-{
-    const size_t R = a->B * a->T, C = a->C, F = a->F;
-    const ck_array dy = ck_merged(a->dy), d_gate = ck_rows(a->d_gate, R, F, WIDTH), d_up = ck_rows(a->d_up, R, F, WIDTH);
-    const ck_array d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH);
-
-    TRY(project_back(k, dy, a->act, a->down_weight, a->d_act, false, a->ddown_weight, R, F, C, a->accumulate));
-    TRY(ck_swiglu_bwd(k, &(struct ck_swiglu_bwd){.dgate = d_gate, .dup = d_up, .dy = ck_rows(a->d_act, R, F, WIDTH),
-                                                 .gate = ck_rows(a->gate, R, F, WIDTH),
-                                                 .up = ck_rows(a->up, R, F, WIDTH), .R = R, .F = F}));
-    TRY(project_back(k, d_gate, a->ln2, a->gate_weight, a->d_ln2, false, a->dgate_weight, R, C, F, a->accumulate));
-    TRY(project_back(k, d_up, a->ln2, a->up_weight, a->d_ln2, true, a->dup_weight, R, C, F, a->accumulate));
-    TRY(norm_back(k, d_residual1, a->dln2_weight, a->d_ln2, ck_rows(a->residual1, R, C, WIDTH), a->ln2_weight, a->rstd2,
-                  R, C, a->accumulate));
-    return add(k, d_residual1, d_residual1, dy, R, C);
-}
-
-/* From d_attn to d_q_rope, d_k_rope, d_v. */
-static ck_status
-attend_back(const ck_kernels *k, const struct ck_decoder_bwd *a)
-{
-    const size_t B = a->B, T = a->T, H = a->H, G = a->G, D = a->D;
-    TRY(ck_attention_bwd(k, &(struct ck_attention_bwd){
-        .dq = ck_heads(a->d_q_rope, B, T, H, D, WIDTH), .dk = ck_heads(a->d_k_rope, B, T, G, D, WIDTH),
-        .dv = ck_heads(a->d_v, B, T, G, D, WIDTH), .dy = ck_heads(a->d_attn, B, T, H, D, WIDTH),
-        .q = ck_heads(a->q_rope, B, T, H, D, WIDTH), .k = ck_heads(a->k_rope, B, T, G, D, WIDTH),
-        .v = ck_heads(a->v, B, T, G, D, WIDTH), .y = ck_heads(a->attn, B, T, H, D, WIDTH),
-        .max = a->max, .sum = a->sum, .left = -1, .right = -1, .causal = true, .scale = a->scale,
-        .B = B, .H = H, .G = G, .T = T, .S = T, .D = D}));
-    if (a->d_scores == NULL && a->d_probs == NULL)
-        return CK_OK;
-    return ck_capture_attention(&(ck_attention_stages){.q = a->q_rope, .k = a->k_rope, .v = a->v, .d_attn = a->d_attn,
-                                                       .d_scores = a->d_scores, .d_probs = a->d_probs, .B = B, .T = T,
-                                                       .H = H, .G = G, .D = D, .scale = a->scale});
-}
-
-/* From d_residual1 to dx. */
-static ck_status
-attention_back(const ck_kernels *k, const struct ck_decoder_bwd *a)
-{
-    const size_t B = a->B, T = a->T, R = B * T, C = a->C, H = a->H, G = a->G, D = a->D;
-    const ck_array d_residual1 = ck_rows(a->d_residual1, R, C, WIDTH), dx = ck_merged(a->dx);
-    const ck_angles at = {a->cos, a->sin, a->P, a->K, a->positions};
-
-    TRY(project_back(k, d_residual1, a->attn, a->o_weight, a->d_attn, false, a->do_weight, R, H * D, C, a->accumulate));
-    TRY(attend_back(k, a));
-    TRY(rotate_back(k, a->d_q, a->d_q_rope, &at, B, T, H, D));
-    TRY(rotate_back(k, a->d_k, a->d_k_rope, &at, B, T, G, D));
-    TRY(project_back(k, ck_rows(a->d_q, R, H * D, WIDTH), a->ln1, a->q_weight, a->d_ln1, false, a->dq_weight, R, C, H * D,
-                     a->accumulate));
-    TRY(project_back(k, ck_rows(a->d_k, R, G * D, WIDTH), a->ln1, a->k_weight, a->d_ln1, true, a->dk_weight, R, C, G * D,
-                     a->accumulate));
-    TRY(project_back(k, ck_rows(a->d_v, R, G * D, WIDTH), a->ln1, a->v_weight, a->d_ln1, true, a->dv_weight, R, C, G * D,
-                     a->accumulate));
-    TRY(norm_back(k, dx, a->dln1_weight, a->d_ln1, ck_merged(a->x), a->ln1_weight, a->rstd1, R, C, a->accumulate));
-    return add(k, dx, dx, d_residual1, R, C);
-}
-
-static ck_status
-backward(const ck_kernels *k, struct ck_decoder_bwd *a)
-{
-    const size_t R = a->B * a->T, C = a->C, all = R * a->H * a->D, group = R * a->G * a->D;
-    const ck_buffer buffers[] = {
-        {(void **)&a->d_ln1, R * C * WIDTH}, {(void **)&a->d_v, group * WIDTH}, {(void **)&a->d_q_rope, all * WIDTH},
-        {(void **)&a->d_k_rope, group * WIDTH}, {(void **)&a->d_attn, all * WIDTH},
-        {(void **)&a->d_residual1, R * C * WIDTH}, {(void **)&a->d_ln2, R * C * WIDTH},
-        {(void **)&a->d_gate, R * a->F * WIDTH}, {(void **)&a->d_up, R * a->F * WIDTH},
-        {(void **)&a->d_act, R * a->F * WIDTH},
-    };
-    void *block;
-    size_t size;
-
-    ck_status status = ck_carve(buffers, sizeof buffers / sizeof *buffers, &block, &size);
-    if (status != CK_OK)
-        return status;
-    if (a->d_q == NULL) a->d_q = a->d_q_rope; /* in place */
-    if (a->d_k == NULL) a->d_k = a->d_k_rope;
-    status = mlp_back(k, a);
-    if (status == CK_OK)
-        status = attention_back(k, a);
-    ck_give(block, size);
-    return status;
-}
-
-CK_RUN(decoder_bwd)
-{
-    struct ck_decoder_bwd own = *a;
-    const ck_angles at = {a->cos, a->sin, a->P, a->K, a->positions};
-    const struct ck_rope_fwd rope = turn(&at, a->B, a->T, a->H, a->D);
-    TRY(refuse_heads(a->H, a->G, a->scale));
-    TRY(ck_refuse_rope(&rope));
-    return backward(k, &own);
 }

@@ -62,23 +62,40 @@ def cross_entropy_fwd(
     object, label_smoothing: SupportsFloat, z_loss: SupportsFloat, softcap: SupportsFloat, /
 ) -> tuple[_Array, _Array, _Array, _Array]: ...
 def decoder_bwd(
-    dx: _Out, dln1_weight: _Out, dq_weight: _Out, dk_weight: _Out, dv_weight: _Out, do_weight: _Out, dln2_weight:
-    _Out, dgate_weight: _Out, dup_weight: _Out, ddown_weight: _Out, d_ln1: _Out, d_q: _Out, d_k: _Out, d_v:
-    _Out, d_q_rope: _Out, d_k_rope: _Out, d_scores: _Out, d_probs: _Out, d_attn: _Out, d_residual1: _Out,
-    d_ln2: _Out, d_gate: _Out, d_up: _Out, d_act: _Out, dy: _In, x: _In, rstd1: _In, ln1: _In, v: _In, q_rope:
-    _In, k_rope: _In, max: _In, sum: _In, attn: _In, residual1: _In, rstd2: _In, ln2: _In, gate: _In, up: _In,
-    act: _In, ln1_weight: _In, q_weight: _In, k_weight: _In, v_weight: _In, o_weight: _In, ln2_weight: _In,
-    gate_weight: _In, up_weight: _In, down_weight: _In, cos: _In, sin: _In, positions: _In | None, scale:
-    SupportsFloat, accumulate: object, /
+    dx: _Out, dln1_weight: _Out, dln1_bias: _Out, dq_weight: _Out, dq_bias: _Out, dk_weight: _Out, dk_bias: _Out,
+    dv_weight: _Out, dv_bias: _Out, dq_norm_weight: _Out, dk_norm_weight: _Out, do_weight: _Out, do_bias:
+    _Out, dpost_attn_norm_weight: _Out, dln2_weight: _Out, dln2_bias: _Out, dgate_weight: _Out, dgate_bias:
+    _Out, dup_weight: _Out, dup_bias: _Out, ddown_weight: _Out, ddown_bias: _Out, dpost_mlp_norm_weight: _Out,
+    dsinks: _Out, d_ln1: _Out, d_q: _Out, d_k: _Out, d_v: _Out, d_q_norm: _Out, d_k_norm: _Out, d_q_rope:
+    _Out, d_k_rope: _Out, d_scores: _Out, d_probs: _Out, d_attn: _Out, d_proj: _Out, d_residual1: _Out, d_ln2:
+    _Out, d_gate: _Out, d_up: _Out, d_act: _Out, d_down: _Out, dy: _In, x: _In, mean1: _In | None, rstd1: _In,
+    ln1: _In, q: _In | None, k: _In | None, v: _In, rstd_q: _In | None, rstd_k: _In | None, q_rope: _In,
+    k_rope: _In, max: _In, sum: _In, attn: _In, proj: _In | None, rstd_attn: _In | None, residual1: _In |
+    None, mean2: _In | None, rstd2: _In | None, ln2: _In | None, gate: _In | None, up: _In, act: _In, down:
+    _In | None, rstd_mlp: _In | None, ln1_weight: _In, ln1_bias: _In | None, q_weight: _In, q_bias: _In |
+    None, k_weight: _In, k_bias: _In | None, v_weight: _In, v_bias: _In | None, q_norm_weight: _In | None,
+    k_norm_weight: _In | None, o_weight: _In, o_bias: _In | None, post_attn_norm_weight: _In | None,
+    ln2_weight: _In | None, ln2_bias: _In | None, gate_weight: _In | None, gate_bias: _In | None, up_weight:
+    _In, up_bias: _In | None, down_weight: _In, down_bias: _In | None, post_mlp_norm_weight: _In | None,
+    sinks: _In | None, cos: _In, sin: _In, positions: _In | None, activation: SupportsIndex, window:
+    SupportsIndex, offset: SupportsFloat, scale: SupportsFloat, softcap: SupportsFloat, layer_norm: object,
+    parallel: object, accumulate: object, /
 ) -> tuple[_Array, ...]: ...
 def decoder_fwd(
-    y: _Out, k_codes: _Out, k_scales: _Out, k_biases: _Out, v_codes: _Out, v_scales: _Out, v_biases: _Out, rstd1:
-    _Out, ln1: _Out, q: _Out, k: _Out, v: _Out, q_rope: _Out, k_rope: _Out, scores: _Out, probs: _Out, max:
-    _Out, sum: _Out, attn: _Out, proj: _Out, residual1: _Out, rstd2: _Out, ln2: _Out, gate: _Out, up: _Out,
-    act: _Out, down: _Out, x: _In, ln1_weight: _In, q_weight: _In, k_weight: _In, v_weight: _In, o_weight:
-    _In, ln2_weight: _In, gate_weight: _In, up_weight: _In, down_weight: _In, cos: _In, sin: _In, positions:
-    _In | None, lengths: _In | None, counts: _In | None, table: _In | None, copy_from: _In | None, copy_to:
-    _In | None, format: SupportsIndex, group: SupportsIndex, eps: SupportsFloat, scale: SupportsFloat, /
+    y: _Out, k_codes: _Out, k_scales: _Out, k_biases: _Out, v_codes: _Out, v_scales: _Out, v_biases: _Out, mean1:
+    _Out, rstd1: _Out, ln1: _Out, q: _Out, k: _Out, v: _Out, rstd_q: _Out, rstd_k: _Out, q_rope: _Out, k_rope:
+    _Out, max: _Out, sum: _Out, attn: _Out, proj: _Out, rstd_attn: _Out, residual1: _Out, mean2: _Out, rstd2:
+    _Out, ln2: _Out, gate: _Out, up: _Out, act: _Out, down: _Out, rstd_mlp: _Out, q_norm: _Out, k_norm: _Out,
+    scores: _Out, probs: _Out, post_attn_norm: _Out, post_mlp_norm: _Out, x: _In, ln1_weight: _In, ln1_bias:
+    _In | None, q_weight: _In, q_bias: _In | None, k_weight: _In, k_bias: _In | None, v_weight: _In, v_bias:
+    _In | None, q_norm_weight: _In | None, k_norm_weight: _In | None, o_weight: _In, o_bias: _In | None,
+    post_attn_norm_weight: _In | None, ln2_weight: _In | None, ln2_bias: _In | None, gate_weight: _In | None,
+    gate_bias: _In | None, up_weight: _In, up_bias: _In | None, down_weight: _In, down_bias: _In | None,
+    post_mlp_norm_weight: _In | None, sinks: _In | None, cos: _In, sin: _In, positions: _In | None, lengths:
+    _In | None, counts: _In | None, table: _In | None, copy_from: _In | None, copy_to: _In | None, format:
+    SupportsIndex, group: SupportsIndex, activation: SupportsIndex, window: SupportsIndex, eps: SupportsFloat,
+    offset: SupportsFloat, scale: SupportsFloat, softcap: SupportsFloat, layer_norm: object, parallel: object,
+    /
 ) -> tuple[_Array, ...]: ...
 def embedding_bwd(
     dweight: _Out, dy: _In, ids: _In, weight: _In, accumulate: object, /

@@ -1,4 +1,4 @@
-"""Reading llama models from a folder of safetensors files, as Hugging Face lays it out."""
+"""Reading models from a folder of safetensors files, as Hugging Face lays it out."""
 
 import json
 import mmap
@@ -8,6 +8,7 @@ import struct
 import numpy as np
 
 from ..models.config import Config
+from ..models.mapping import places, shapes_of
 from ..models.parameters import check_parameters
 from .report import TensorReport
 
@@ -17,19 +18,21 @@ _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensor
 _STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
-def read_safetensors(folder):
-    """Read a llama model from a folder with ``config.json`` and ``model.safetensors``, or its shards and their index.
+def read_safetensors(folder, dtype=np.float32):
+    """Read a model from a folder with ``config.json`` and ``model.safetensors``, or its shards and their index.
 
     Parameters
     ----------
     folder : str or path-like
         Where those files lie.
+    dtype : dtype, optional
+        What the parameters become; None: what is stored.
 
     Returns
     -------
     config : Config
     params : dict
-        Parameter name -> float32 array; 16-bit weights are widened, which is exact.
+        Parameter name -> array; 16-bit weights are widened, which is exact, before they are anything else.
     report : TensorReport
 
     Raises
@@ -43,22 +46,26 @@ def read_safetensors(folder):
     folder = os.fspath(folder)
     config = _config(folder)
     place = _placed(folder)
-    ignored = tuple(name for name in place if name.endswith("rotary_emb.inv_freq"))
-    wanted = {name: path for name, path in place.items() if name not in ignored}
+    found, ignored = places(config, place)
     files = {path: _Shard(path) for path in dict.fromkeys(place.values())}
     for name, path in place.items():
         if name not in files[path].entries:
             raise ValueError(f"{path}: missing {name}, which {_INDEX} places there")
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
-    copies = [name for name in tied if name in wanted]
-    shapes = {name: files[path].shape(name) for name, path in wanted.items() if name not in copies}
-    check_parameters(config, shapes, folder)
-    params = {name: files[wanted[name]].read(name) for name in shapes}
-    for name in copies:
-        if not np.array_equal(files[wanted[name]].read(name), params[tied[name]]):
+    copies = {name: found.pop(name) for name in tied if name in found}
+    check_parameters(config, shapes_of(found, lambda name: files[place[name]].shape(name), folder), folder)
+    params = {}
+    for name, part in found.items():
+        array = part.take(files[place[part.source]].read(part.source, dtype is None))
+        params[name] = np.array(array, dtype, order="C") if part.how or dtype is not None else array
+    for name, copy in copies.items():
+        other = found[tied[name]].source
+        if not np.array_equal(files[place[copy.source]].read(copy.source), files[place[other]].read(other)):
             raise ValueError(f"{folder}: {name} differs from {tied[name]}, yet {_CONFIG} says tie_word_embeddings=true")
-    loaded = {name: (name, files[wanted[name]].entries[name]["dtype"]) for name in shapes}
-    return config, params, TensorReport(folder, loaded, tied, ignored)
+    kinds = {name: files[path].entries[name]["dtype"] for name, path in place.items()}
+    loaded = {name: (part.source, kinds[part.source]) for name, part in found.items()}
+    changed = {name: part.how for name, part in found.items() if part.how}
+    return config, params, TensorReport(folder, loaded, tied, ignored, changed)
 
 
 def _config(folder):
@@ -125,8 +132,8 @@ class _Shard:
     def shape(self, name):
         return tuple(self.entries[name]["shape"])
 
-    def read(self, name):
-        """Return one tensor as float32, in new memory."""
+    def read(self, name, as_stored=False):
+        """Return one tensor, in new memory: float32, or as it is stored."""
         entry = self.entries[name]
         if entry["dtype"] not in _STORED:
             known = ", ".join(_STORED)
@@ -134,6 +141,13 @@ class _Shard:
         start, end = entry["data_offsets"]
         stored = _STORED[entry["dtype"]]
         raw = np.frombuffer(self._map, stored, (end - start) // stored.itemsize, self._data + start)
+        if as_stored:
+            kind = stored
+            if entry["dtype"] == "BF16":
+                import ml_dtypes
+
+                kind = np.dtype(ml_dtypes.bfloat16)
+            return raw.view(kind).reshape(self.shape(name)).copy()
         if entry["dtype"] == "BF16":  # the upper half of a float32
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return raw.astype(np.float32).reshape(self.shape(name))

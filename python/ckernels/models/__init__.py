@@ -4,6 +4,6 @@ from .cache import ModelCache
 from .config import Config
 from .loading import from_torch, load
 from .model import Model
-from .presets import configs
+from .presets import configs, families
 
-__all__ = ["Config", "Model", "ModelCache", "configs", "from_torch", "load"]
+__all__ = ["Config", "Model", "ModelCache", "configs", "families", "from_torch", "load"]

@@ -26,6 +26,8 @@ class ModelCache:
     paged : bool or int
         In blocks of 16 tokens, from a pool of so many for each layer; True: as many as all items can fill.  Forks then
         share the pool, and its blocks until one of them writes.
+    dtype : str or numpy.dtype
+        Of the model.
 
     Attributes
     ----------
@@ -41,15 +43,17 @@ class ModelCache:
     array([0])
     """
 
-    def __init__(self, config, capacity, batch=1, quant=None, paged=False):
+    def __init__(self, config, capacity, batch=1, quant=None, paged=False, dtype="float32"):
         heads, size, layers = config.num_key_value_heads, config.head_dim, range(config.num_hidden_layers)
         self.capacity = capacity
         group = 16 if size % 32 else 32
         if paged is False:
-            self.layers = [ck.KVCache(heads, size, capacity, batch=batch, quant=quant, group=group) for _ in layers]
+            self.layers = [
+                ck.KVCache(heads, size, capacity, batch=batch, dtype=dtype, quant=quant, group=group) for _ in layers
+            ]
             return
         blocks = -(-capacity // BLOCK) * batch if paged is True else paged
-        pools = [ck.PagedKVCache(heads, size, blocks, BLOCK, quant=quant, group=group) for _ in layers]
+        pools = [ck.PagedKVCache(heads, size, blocks, BLOCK, dtype=dtype, quant=quant, group=group) for _ in layers]
         self.layers = [pool.batch([pool.new() for _ in range(batch)]) for pool in pools]
 
     @property

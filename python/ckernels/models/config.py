@@ -6,43 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ckernels.nn.parameters import ACTIVATIONS
 from ckernels.ops.rope import rope_table
+
+from .families import FAMILIES, read_hf, write_hf
 
 __all__ = ["Config"]
 
-# Fields of a Hugging Face configuration that change no number of a forward or backward pass: labels, token ids, what
-# generation or a server does with the model, how weights were drawn or stored.  Names that start with "_" are
-# bookkeeping of transformers and are ignored too.
-_WITHOUT_ARITHMETIC = frozenset(
-    """
-    architectures attn_implementation auto_map base_model_pp_plan base_model_tp_plan bad_words_ids begin_suppress_tokens
-    bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample
-    dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id id2label initializer_range is_llama_config keys_to_ignore_at_inference
-    label2id length_penalty max_length min_length name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
-    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
-    problem_type pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
-    transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache
-    """.split()
-)
-
-# Fields that would change the arithmetic, with the only values under which they do not.
-_NEUTRAL = {
-    "attention_dropout": (0, 0.0, None),
-    "hidden_dropout": (0, 0.0, None),
-    "resid_pdrop": (0, 0.0, None),
-    "embd_pdrop": (0, 0.0, None),
-    "rope_interleaved": (False, None),
-    "partial_rotary_factor": (1, 1.0, None),
-    "sliding_window": (None,),
-    "use_sliding_window": (False, None),
-    "is_decoder": (True, False, None),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "tie_encoder_decoder": (False, None),
-    "quantization_config": (None,),
-}
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 class _Derived(dict):
@@ -51,7 +22,7 @@ class _Derived(dict):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The shape and the constants of a Llama-type decoder, with the field names of a Hugging Face configuration.
+    """The shape and the constants of a decoder, with the field names of a Hugging Face configuration where it has them.
 
     Parameters
     ----------
@@ -70,7 +41,7 @@ class Config:
     vocab_size : int
         V, rows of the embedding table.
     rms_norm_eps : float
-        Added to the mean square, inside the root.
+        Of every norm: added to the mean square, or the variance, inside the root.
     rope_theta : float
         Base of the rotary angles: pair i of position p turns by ``p * rope_theta**(-2i/D)`` radians.
     rope_scaling : dict, optional
@@ -84,9 +55,49 @@ class Config:
     max_position_embeddings : int
         Tokens that the model was trained on at once.  Kept for information: no length is refused because of it.
     hidden_act : str
-        Activation of the gate; "silu".
+        Activation of the gate, or of a plain MLP: "silu", "gelu", "gelu_new" or "gelu_pytorch_tanh", "quick_gelu",
+        "relu".
     attention_bias, mlp_bias : bool
-        Whether projections have biases; False.
+        Whether q, k and v, and the projections of the MLP, have biases.
+    model_type : str
+        The family, by which ``from_hf`` and ``to_hf`` name fields.
+    attention_out_bias : bool, optional
+        Whether the projection behind attention has one.  Default: as ``attention_bias``.
+    norm_type : "rms_norm" or "layer_norm"
+        Of the norms before attention, before the MLP and at the end.
+    norm_bias : bool
+        Whether layer norms have a bias.
+    rms_norm_offset : float
+        Added to the weight of every RMSNorm: 1 in Gemma.
+    qk_norm : bool
+        RMSNorm of each head of queries and keys, before rotation.
+    post_norms : bool
+        RMSNorm behind attention and behind the MLP, before each is added.
+    gated_mlp : bool
+        act(gate) * up; without, act(up).
+    use_parallel_residual : bool
+        The MLP reads the layer's input, not what attention made of it.
+    shared_norm : bool
+        With ``use_parallel_residual``: both branches read one norm.
+    sinks : bool
+        Every head of queries has a score without a key.
+    sliding_window : int, optional
+        Keys that a query of a layer with a window sees, itself included.
+    layer_types : sequence of str, optional
+        "full_attention" or "sliding_attention" for each layer.  Default: all have the window, if there is one.
+    query_pre_attn_scalar : float, optional
+        Scores are divided by its root.  Default: D.
+    attn_logit_softcapping, final_logit_softcapping : float, optional
+        c of ``c tanh(x / c)`` on scores and on logits.
+    partial_rotary_factor : float
+        Part of the channels of a head that is rotated, from the first on.
+    rope_local_base_freq : float, optional
+        ``rope_theta`` of layers with a window, which no ``rope_scaling`` stretches.  Default: as the others.
+    learned_positions : bool
+        A table of positions is added to the embedding, and nothing is rotated.
+    embedding_multiplier : float
+        Rows of the embedding are multiplied by it, rounded to float32 and to the dtype of the model, as transformers
+        does.
 
     Raises
     ------
@@ -100,10 +111,10 @@ class Config:
     >>> config = Config(hidden_size=64, intermediate_size=172, num_attention_heads=4)
     >>> config.num_key_value_heads, config.head_dim, config.rope_parameters
     (4, 16, {'rope_type': 'default', 'rope_theta': 10000.0})
-    >>> Config.from_hf({"model_type": "llama", "hidden_act": "gelu"})
+    >>> Config.from_hf({"model_type": "llama", "logits_scaling": 8.0})
     Traceback (most recent call last):
     ...
-    ValueError: Config: hidden_act='gelu' is not supported; supported: 'silu'
+    ValueError: Config: field logits_scaling=8.0 is not known, so what it changes is not either; remove it
     """
 
     hidden_size: int = 4096
@@ -122,6 +133,26 @@ class Config:
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
+    model_type: str = "llama"
+    attention_out_bias: bool | None = None
+    norm_type: str = "rms_norm"
+    norm_bias: bool = False
+    rms_norm_offset: float = 0.0
+    qk_norm: bool = False
+    post_norms: bool = False
+    gated_mlp: bool = True
+    use_parallel_residual: bool = False
+    shared_norm: bool = False
+    sinks: bool = False
+    sliding_window: int | None = None
+    layer_types: tuple | None = None
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    partial_rotary_factor: float = 1.0
+    rope_local_base_freq: float | None = None
+    learned_positions: bool = False
+    embedding_multiplier: float = 1.0
 
     def __post_init__(self):
         self._fold_rope()
@@ -136,18 +167,78 @@ class Config:
             self._set(name, _whole(name, getattr(self, name)))
         for name in "rms_norm_eps", "rope_theta":
             self._set(name, _positive(name, getattr(self, name)))
-        for name in "tie_word_embeddings", "attention_bias", "mlp_bias":
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"Config: {name} must be a bool, got {getattr(self, name)!r}")
+        self._check_kinds()
         self._fit_heads()
-        if self.hidden_act != "silu":
-            raise ValueError(f"Config: hidden_act={self.hidden_act!r} is not supported; supported: 'silu'")
-        for name in "attention_bias", "mlp_bias":
-            if getattr(self, name):
-                raise ValueError(f"Config: {name}=True is not supported; layers have no biases")
+        self._fit_windows()
         self._check_rope()
         rule = self.rope_scaling or {"rope_type": "default"}
         self._set("rope_parameters", _Derived(rule, rope_theta=self.rope_theta))
+
+    def _check_kinds(self):
+        if self.attention_out_bias is None:
+            self._set("attention_out_bias", self.attention_bias)
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"Config: {name} must be a bool, got {getattr(self, name)!r}")
+        for name in _NUMBERS_OR_NONE:
+            if getattr(self, name) is not None:
+                self._set(name, _positive(name, getattr(self, name)))
+        for name in "partial_rotary_factor", "embedding_multiplier":
+            self._set(name, _positive(name, getattr(self, name)))
+        if self.rms_norm_offset not in (0, 1):
+            raise ValueError(f"Config: rms_norm_offset={self.rms_norm_offset!r} is not supported; supported: 0, 1")
+        self._set("rms_norm_offset", float(self.rms_norm_offset))
+        choices = {"hidden_act": ACTIVATIONS, "norm_type": ("rms_norm", "layer_norm"), "model_type": FAMILIES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"Config: {name}={getattr(self, name)!r} is not supported; supported: "
+                                 f"{', '.join(map(repr, known))}")
+        if self.shared_norm and not self.use_parallel_residual:
+            raise ValueError("Config: shared_norm=True needs use_parallel_residual=True")
+        if self.norm_bias and self.norm_type != "layer_norm":
+            raise ValueError("Config: norm_bias=True needs norm_type='layer_norm'")
+
+    def _fit_windows(self):
+        if self.sliding_window is not None:
+            self._set("sliding_window", _whole("sliding_window", self.sliding_window))
+        if self.layer_types is None:
+            return
+        types = tuple(self.layer_types)
+        if wrong := [kind for kind in types if kind not in LAYER_TYPES]:
+            raise ValueError(f"Config: layer_types holds {wrong[0]!r}; supported: {', '.join(map(repr, LAYER_TYPES))}")
+        if len(types) != self.num_hidden_layers:
+            raise ValueError(f"Config: layer_types has {len(types)} entries for {self.num_hidden_layers} layers")
+        if "sliding_attention" in types and self.sliding_window is None:
+            raise ValueError("Config: layer_types holds 'sliding_attention', and there is no sliding_window")
+        plain = "full_attention" if self.sliding_window is None else "sliding_attention"
+        self._set("layer_types", None if set(types) == {plain} else types)
+
+    @property
+    def types_of_layers(self):
+        """``layer_types``, whether it is given or not."""
+        plain = "full_attention" if self.sliding_window is None else "sliding_attention"
+        return self.layer_types or (plain,) * self.num_hidden_layers
+
+    def window(self, index):
+        """Return how many keys a query of a layer sees; 0: all before it."""
+        sliding = self.layer_types is None or self.layer_types[index] == "sliding_attention"
+        return self.sliding_window if sliding and self.sliding_window is not None else 0
+
+    @property
+    def attention_scale(self):
+        """What scores are multiplied by."""
+        return float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+    @property
+    def rotary_dim(self):
+        """Channels of a head that are rotated."""
+        return 0 if self.learned_positions else int(self.head_dim * self.partial_rotary_factor)
+
+    def rotary(self, index):
+        """Return base and ``scaling`` of the rotary table of a layer."""
+        if self.rope_local_base_freq is not None and self.window(index):
+            return self.rope_local_base_freq, None
+        return self.rope_theta, self.rope_rule
 
     def _set(self, name, value):
         object.__setattr__(self, name, value)  # the class is frozen for everyone else
@@ -174,14 +265,15 @@ class Config:
             self._set("rope_scaling", rule)
             return
         for name, value in rule.items():
-            if name != "rope_type" and value not in _NEUTRAL.get(name, (None,)):
+            if name != "rope_type" and value is not None and (name, value) != ("partial_rotary_factor", 1):
                 raise ValueError(f"Config: rope field {name}={value!r} is not supported")
         self._set("rope_scaling", None)
 
     def _check_rope(self):
         """Refuse here what the table would refuse later."""
         try:
-            rope_table(np.arange(1), self.head_dim, self.rope_theta, scaling=self.rope_rule)
+            if self.rotary_dim:
+                rope_table(np.arange(1), self.rotary_dim, self.rope_theta, scaling=self.rope_rule)
         except (TypeError, ValueError) as error:
             text = str(error).removeprefix("rope_table(): ").replace("of 'scaling'", "of rope_scaling")
             raise type(error)(f"Config: {text}") from None
@@ -219,10 +311,14 @@ class Config:
         if self.head_dim is None and C % H:
             raise ValueError(f"Config: hidden_size={C} is not a multiple of num_attention_heads={H}; give head_dim")
         D = C // H if self.head_dim is None else _whole("head_dim", self.head_dim)
-        if D % 2:
-            raise ValueError(f"Config: head_dim={D} is odd; rotary embedding turns pairs")
         self._set("num_key_value_heads", G)
         self._set("head_dim", D)
+        K = self.rotary_dim
+        if self.partial_rotary_factor > 1:
+            raise ValueError(f"Config: partial_rotary_factor={self.partial_rotary_factor} is above 1")
+        if K % 2:
+            what = f"head_dim={D}" if K == D else f"partial_rotary_factor={self.partial_rotary_factor} of head_dim={D}"
+            raise ValueError(f"Config: {what} is odd; rotary embedding turns pairs")
 
     @classmethod
     def from_hf(cls, source):
@@ -231,12 +327,13 @@ class Config:
         Parameters
         ----------
         source : dict or object
-            The content of a ``config.json``, or any object with ``to_dict()``, such as a ``LlamaConfig``.
+            The content of a ``config.json``, or any object with ``to_dict()``, such as a ``LlamaConfig``.  Its
+            ``model_type`` is one of the families of docs/models.md; "llama" where it is left out.
 
         Returns
         -------
         Config
-            Fields that ``source`` leaves out have the defaults of ``LlamaConfig``.
+            Fields that ``source`` leaves out have the defaults of the family's configuration class.
 
         Raises
         ------
@@ -248,22 +345,17 @@ class Config:
             source = source.to_dict()
         if not isinstance(source, Mapping):
             raise TypeError(f"Config.from_hf(): expected a dict or a configuration, got {type(source).__name__}")
-        kind = source.get("model_type", "llama")
-        if kind != "llama":
-            raise ValueError(f"Config: model_type={kind!r} is not supported; supported: 'llama'")
-        known = {field.name for field in dataclasses.fields(cls)}
-        fields = {}
-        for name, value in source.items():
-            if name in known:
-                fields[name] = value
-            elif not (name == "model_type" or name in _WITHOUT_ARITHMETIC or str(name).startswith("_")):
-                _refuse_unless_neutral(name, value)
-        fields = {name: value for name, value in fields.items() if value is not None}
-        _refuse_two_bases(fields)
+        fields = read_hf(source)
+        _refuse_two_rules(fields)
         return cls(**fields)
 
     def to_hf(self):
-        """Return the configuration as a dict that ``LlamaConfig(**d)`` and :meth:`from_hf` read.
+        """Return the configuration as a dict that the family's configuration class and :meth:`from_hf` read.
+
+        Raises
+        ------
+        ValueError
+            The family has no words for what is said here.
 
         Examples
         --------
@@ -271,10 +363,23 @@ class Config:
         >>> Config.from_hf(config.to_hf()) == config
         True
         """
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["rope_theta"], fields["rope_scaling"]
-        fields["rope_parameters"] = dict(self.rope_parameters)
-        return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **fields}
+        said = write_hf(self)
+        read = Config(**read_hf(said))
+        if read != self:
+            names = [field.name for field in dataclasses.fields(self) if field.compare]
+            name = next(name for name in names if getattr(read, name) != getattr(self, name))
+            raise ValueError(f"Config: a Hugging Face configuration of type {self.model_type!r} cannot say "
+                             f"{name}={getattr(self, name)!r}")
+        return said
+
+
+_NUMBERS_OR_NONE = (
+    "query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping rope_local_base_freq"
+).split()
+_SWITCHES = (
+    "tie_word_embeddings attention_bias mlp_bias attention_out_bias norm_bias qk_norm post_norms gated_mlp "
+    "use_parallel_residual shared_norm sinks learned_positions"
+).split()
 
 
 def _whole(name, value):
@@ -298,26 +403,8 @@ def _positive(name, value):
     return number
 
 
-def _refuse_unless_neutral(name, value):
-    if name in _NEUTRAL:
-        if value not in _NEUTRAL[name] and not (name == "quantization_config" and _from_gguf(value)):
-            raise ValueError(f"Config: {name}={value!r} is not supported")
-    elif value is not None:
-        raise ValueError(f"Config: field {name}={value!r} is not known, so what it changes is not either; remove it")
-
-
-def _from_gguf(quantization):
-    """Whether transformers left this note after it read a GGUF file: it has dequantised the weights already."""
-    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-    return getattr(method, "value", method) == "gguf"
-
-
-def _refuse_two_bases(fields):
+def _refuse_two_rules(fields):
     """Older and newer spelling side by side must say the same."""
-    inner = fields.get("rope_parameters")
-    inner = inner.get("rope_theta") if isinstance(inner, Mapping) else None
-    if inner is not None and fields.get("rope_theta", inner) != inner:
-        raise ValueError(f"Config: rope_theta={fields['rope_theta']} contradicts rope_parameters['rope_theta']={inner}")
     older = fields.get("rope_scaling")
     if isinstance(fields.get("rope_parameters"), Mapping) and isinstance(older, Mapping):
         rules = [Config(**{**fields, "rope_parameters": None, "rope_scaling": rule}) for rule in (older, {

@@ -1,25 +1,24 @@
-"""A Llama-type model: embedding, decoder layers, final norm, output projection.
+"""A model: embedding, decoder layers, final norm, output projection.
 
 Nothing is computed here.  Every number comes out of an op or a layer of the C library; this file says in which order
 they are called, and keeps parameters, caches and gradients by their names.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 import ckernels as ck
 
+from .arguments import as_counts, check_gradients, checked, from_anything
 from .cache import ModelCache
 from .config import Config
-from .parameters import check_parameters, parameter_shapes, random_parameters
+from .ends import HEAD, Ends
+from .padding import padding, rolled
+from .parameters import random_parameters
 from .sampling import generate
 
 __all__ = ["Model"]
-
-_EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-
 
 class _Passed(NamedTuple):
     """What a forward pass leaves for the backward pass."""
@@ -31,17 +30,18 @@ class _Passed(NamedTuple):
 
 
 class Model:
-    """A decoder-only language model of the Llama type.
+    """A decoder-only language model of one of the families of docs/models.md.
 
     Parameters
     ----------
     config : Config
         Shape and constants.
     params : dict, optional
-        Parameter name -> float32 array, with the names of a Hugging Face ``state_dict``.  A model with tied embeddings
-        has no ``lm_head.weight``.  The arrays are used as they are, not copied: an optimizer that updates them in place
-        changes what the next call computes.  Without ``params`` they are drawn at random: matrices normal with standard
-        deviation 0.02, norm weights normal around 1 with standard deviation 0.1.
+        Parameter name -> array, with the names of a Hugging Face ``state_dict`` of a Llama, whatever the family; all
+        float32, or all bfloat16 or float16.  A model with tied embeddings has no ``lm_head.weight``.  The arrays are
+        used as they are, not copied: an optimizer that updates them in place changes what the next call computes.
+        Without ``params`` they are drawn at random: matrices normal with standard deviation 0.02, norm weights normal
+        around 1 (around 0 where 1 is added to them) with standard deviation 0.1.
     seed : int
         For drawing them.
 
@@ -51,13 +51,15 @@ class Model:
         As given.
     params : dict
         Parameter name -> array.
+    dtype : numpy.dtype
+        Of the parameters, of everything between the layers, of logits and of gradients.
 
     Raises
     ------
     ValueError
         A parameter is missing, left over, or of the wrong shape or layout; the text names it.
     TypeError
-        A parameter is no float32 array, or ``config`` no Config.
+        A parameter is of another dtype, or ``config`` no Config.
 
     Examples
     --------
@@ -73,7 +75,8 @@ class Model:
         if not isinstance(config, Config):
             raise TypeError(f"Model(): 'config' must be a Config, got {type(config).__name__}; see Config.from_hf")
         self.config = config
-        self.params = random_parameters(config, seed) if params is None else _checked(config, params)
+        self.params = random_parameters(config, seed) if params is None else checked(config, params)
+        self.dtype = next(iter(self.params.values())).dtype
         self.report = None  # set by load(): where the parameters came from
         self._layers = [None] * config.num_hidden_layers
         self._held = [{} for _ in self._layers]  # the arrays that each layer was made with
@@ -83,12 +86,16 @@ class Model:
                 i, _, inner = name.removeprefix("model.layers.").partition(".")
                 self._names[int(i)].append((name, inner))
 
+    @property
+    def _ends(self):
+        return Ends(self.config, self.params)
+
     def __repr__(self):
         """Say how large the model is."""
         count = sum(value.size for value in self.params.values())
         return f"Model({self.config.num_hidden_layers} layers, {count:,} parameters)"
 
-    def __call__(self, ids, *, last_only=False, cache=None, counts=None):
+    def __call__(self, ids, *, last_only=False, cache=None, counts=None, attention_mask=None):
         """Compute logits.
 
         Parameters
@@ -103,6 +110,10 @@ class Model:
         counts : int [B], optional
             With ``cache``: item b has ``counts[b]`` real tokens, the first ones; the rest is padding, which leaves no
             trace in the cache and whose logits mean nothing.  Padding must hold valid ids.
+        attention_mask : bool or int [B, T], optional
+            Without ``cache``: 1 for the real tokens of an item, which lie in one piece, 0 for padding before them or
+            behind.  A real token has the logits that it has without padding, bit for bit: positions count real tokens.
+            Logits of padding are NaN.
 
         Returns
         -------
@@ -119,10 +130,17 @@ class Model:
             ``ids`` are not integers.
         """
         ids, single = self._ids("model()", ids)
+        shift = None
+        if attention_mask is not None:
+            if cache is not None:
+                raise ValueError("model(): 'attention_mask' is for whole sequences; with a 'cache' there are 'counts'")
+            shift, counts = padding("model()", attention_mask, ids)
+            ids = rolled(ids, shift)
         if cache is None:
-            if counts is not None:
+            if counts is not None and shift is None:
                 raise ValueError("model(): 'counts' says what to add to a cache, but no 'cache' is given")
-            x = ck.embedding(ids, self.params[_EMBEDDING])
+            self._ends.check_length("model()", ids.shape[1])
+            x, _ = self._ends(ids)
             for layer in self.layers(ids.shape[1]):
                 x, _ = layer.forward(x, keep=False)
         else:
@@ -130,9 +148,12 @@ class Model:
             x = self._continue(ids, cache, counts)
         if last_only:
             x = _last_rows(x, counts)
-        logits = ck.linear(ck.rms_norm(x, self.params[_NORM], self.config.rms_norm_eps), self._head())
+        logits = self._ends.logits(self._ends.norm(x)[0])
         if last_only and counts is not None:
             logits[counts == 0] = np.nan
+        elif shift is not None:
+            logits[np.arange(ids.shape[1]) >= counts[:, None]] = np.nan
+            logits = rolled(logits, -shift)
         return logits[0] if single else logits
 
     def layers(self, length=0):
@@ -151,11 +172,14 @@ class Model:
             # Values may change in place at any time; a layer is only made anew where an array was replaced by another.
             if any(self._held[i].get(inner) is not self.params[name] for name, inner in names):
                 self._held[i] = {inner: self.params[name] for name, inner in names}
-                self._layers[i] = ck.nn.DecoderLayer(self.config, self._held[i])
-        first, *others = self._layers
-        first.table(length)
-        for layer in others:
-            layer.share_table(first)
+                self._layers[i] = ck.nn.DecoderLayer(self.config, self._held[i], i)
+        tables = {}  # one for all layers that turn alike
+        for i, layer in enumerate(self._layers):
+            first = tables.setdefault(bool(self.config.window(i)), layer)
+            if first is layer:
+                layer.table(length)
+            else:
+                layer.share_table(first)
         return self._layers
 
     def new_cache(self, capacity, batch=1, quant=None, paged=False):
@@ -181,7 +205,7 @@ class Model:
         TypeError, ValueError, MemoryError
             As :class:`ckernels.KVCache` and :class:`ckernels.PagedKVCache`.
         """
-        return ModelCache(self.config, capacity, batch, quant, paged)
+        return ModelCache(self.config, capacity, batch, quant, paged, self.dtype)
 
     def loss_and_grads(self, ids, targets, *, reduction="mean", accumulate_into=None):
         """Compute the cross entropy of the next tokens, and its gradient with respect to every parameter.
@@ -204,8 +228,8 @@ class Model:
         loss : float
             NaN under "mean" when no position is counted; the gradients are zero then.
         grads : dict
-            Parameter name -> float32 array.  Of a tied embedding: the part of the output projection plus the part of
-            the embedding.
+            Parameter name -> array of the parameter's dtype.  Of a tied embedding: the part of the output projection
+            plus the part of the embedding.
 
         Raises
         ------
@@ -218,7 +242,7 @@ class Model:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"loss_and_grads(): reduction={reduction!r} is not supported; supported: 'mean', 'sum'")
         if accumulate_into is not None:
-            _check_gradients(self.params, accumulate_into)
+            check_gradients(self.params, accumulate_into)
         loss, passed = self._forward(ids, targets, reduction)
         grads = self._backward(passed)
         if accumulate_into is None:
@@ -301,8 +325,9 @@ class Model:
 
     def _forward(self, ids, targets, reduction, arrays=None):
         """Run forward and keep what backward needs; ``arrays`` collects the stages."""
-        outputs = ck.empty((len(self._layers) + 1, *ids.shape, self.config.hidden_size))
-        x, embedding = ck.embedding_forward(ids, self.params[_EMBEDDING], out=outputs[0])
+        self._ends.check_length("model()", ids.shape[1])
+        outputs = ck.empty((len(self._layers) + 1, *ids.shape, self.config.hidden_size), self.dtype)
+        x, embedding = self._ends(ids, out=outputs[0])
         _keep(arrays, "embedding", x)
         layers = []
         for i, layer in enumerate(self.layers(ids.shape[1])):
@@ -311,13 +336,14 @@ class Model:
             layers.append((layer, passed))
             for name in stages or ():
                 _keep(arrays, f"layers.{i}.{name}", stages[name])
-        x, norm = ck.rms_norm_forward(x, self.params[_NORM], self.config.rms_norm_eps)
+        x, norm = self._ends.norm(x)
         _keep(arrays, "final_norm", x)
         if arrays is not None:  # logits are for the capture alone: the loss does without them
-            arrays["logits"] = ck.linear(x, self._head())
+            arrays["logits"] = self._ends.logits(x)
         if targets is None:
             return None, None
-        loss, head = ck.linear_cross_entropy_grads(x, self._head(), targets, reduction=reduction)
+        loss, head = ck.linear_cross_entropy_grads(x, self._ends.head, targets, reduction=reduction,
+                                                   softcap=self.config.final_logit_softcapping)
         if arrays is not None:
             _, seen = ck.cross_entropy_forward(arrays["logits"], targets, reduction=reduction)
             arrays |= {"loss": np.asarray(loss), "d_logits": ck.cross_entropy_backward(1.0, seen).logits}
@@ -328,8 +354,8 @@ class Model:
         grads = dict.fromkeys(self.params)
         head = passed.head
         _keep(arrays, "d_final_norm", head.x)
-        norm = ck.rms_norm_backward(head.x, passed.norm)
-        grads[_NORM], dy = norm.weight, norm.x
+        dy, of_norm = self._ends.norm_backward(head.x, passed.norm)
+        grads.update(of_norm)
         for i in reversed(range(len(passed.layers))):
             layer, context = passed.layers.pop()  # its memory is free as soon as it is used
             stages = None if arrays is None else {}
@@ -338,18 +364,18 @@ class Model:
             for name in stages or ():
                 _keep(arrays, f"layers.{i}.{name}", stages[name])
         _keep(arrays, "d_embedding", dy)
-        if self.config.tie_word_embeddings:  # added to the rows that were read, with no second table
-            both = ck.embedding_backward(dy, passed.embedding, out=(head.weight,), accumulate=True)
-            grads[_EMBEDDING] = both.weight
-        else:
-            grads[_HEAD] = head.weight
-            grads[_EMBEDDING] = ck.embedding_backward(dy, passed.embedding).weight
+        if not self.config.tie_word_embeddings:
+            grads[HEAD] = head.weight
+        grads.update(self._ends.gradients(dy, passed.embedding, head.weight if HEAD not in grads else None))
         return grads
 
     def _continue(self, ids, cache, counts):
         """Add the tokens to the cache; if anything goes wrong on the way, they were never there."""
-        x = ck.embedding(ids, self.params[_EMBEDDING])
         before = cache.lengths
+        last = before + (ids.shape[1] if counts is None else counts) - 1
+        self._ends.check_length("model()", int(last.max(initial=-1)) + 1)
+        places = np.minimum(before[:, None] + np.arange(ids.shape[1]), np.maximum(last, 0)[:, None])
+        x, _ = self._ends(ids, places)
         layers = self.layers(int(before.max(initial=0)) + ids.shape[1])
         try:
             for layer, held in zip(layers, cache.layers, strict=True):
@@ -360,12 +386,9 @@ class Model:
             raise
         return x
 
-    def _head(self):
-        return self.params[_EMBEDDING if self.config.tie_word_embeddings else _HEAD]
-
     def _ids(self, call, ids, name="ids"):
         """Return ids [B, T] that are all inside the vocabulary, and whether they came as [T]."""
-        ids = ids if isinstance(ids, np.ndarray) else _from_anything(call, name, ids)
+        ids = ids if isinstance(ids, np.ndarray) else from_anything(call, name, ids)
         if ids.dtype not in (np.int32, np.int64):
             raise TypeError(f"{call}: '{name}' must be int32 or int64, got {ids.dtype}")
         if ids.ndim not in (1, 2):
@@ -397,7 +420,7 @@ class Model:
         if cache.batch != B:
             raise ValueError(f"{call}: 'ids' of shape {ids.shape} does not fit a cache of {cache.batch} items")
         if counts is not None:
-            counts = _counts(call, counts)
+            counts = as_counts(call, counts)
             if counts.dtype.kind not in "iu":
                 raise TypeError(f"{call}: 'counts' must be integers, got {counts.dtype}")
             if counts.shape != (B,):
@@ -411,65 +434,6 @@ class Model:
                 f"{call}: item {b} would hold {after[b]} tokens, its cache has a capacity of {cache.capacity}"
             )
         return counts
-
-
-def _checked(config, params):
-    """Return ``params`` as a dict in the usual order, or say what is wrong with them."""
-    if not isinstance(params, Mapping):
-        raise TypeError(f"Model(): 'params' must be a dict of arrays, got {type(params).__name__}")
-    arrays = {}
-    for name, value in params.items():
-        value = value if isinstance(value, np.ndarray) else _from_anything("Model()", name, value)
-        if value.dtype != np.float32:
-            raise TypeError(f"Model(): {name} must be float32, got {value.dtype}")
-        arrays[name] = value
-    check_parameters(config, {name: value.shape for name, value in arrays.items()}, "Model()")
-    for name, value in arrays.items():
-        if not value.flags.c_contiguous:
-            raise ValueError(f"Model(): {name} must be contiguous; np.ascontiguousarray makes it so")
-    return {name: arrays[name] for name, _ in parameter_shapes(config)}
-
-
-def _from_anything(call, name, value):
-    """A list, or an array of another library, as a NumPy array; memory is shared where it can be."""
-    if hasattr(value, "__dlpack__"):
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(f"{call}: '{name}' does not lend its memory: {error}") from None
-    if isinstance(value, (list, tuple)):
-        try:
-            return np.asarray(value, dtype=None if value else np.int64)
-        except ValueError:
-            raise ValueError(f"{call}: '{name}' is a list of lists of different lengths") from None
-    raise TypeError(f"{call}: '{name}' must be an array, got {type(value).__name__}")
-
-
-def _counts(call, value):
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{call}: 'counts' is no array of integers: {error}") from None
-
-
-def _check_gradients(params, grads):
-    if not isinstance(grads, Mapping):
-        raise TypeError(f"loss_and_grads(): 'accumulate_into' must be a dict of arrays, got {type(grads).__name__}")
-    for name in params:
-        if name not in grads:
-            raise ValueError(f"loss_and_grads(): 'accumulate_into' has no {name}")
-        have, want = grads[name], params[name]
-        if not isinstance(have, np.ndarray):
-            raise TypeError(
-                f"loss_and_grads(): accumulate_into[{name!r}] must be a NumPy array, got {type(have).__name__}"
-            )
-        if have.shape != want.shape or have.dtype != np.float32:
-            raise ValueError(
-                f"loss_and_grads(): accumulate_into[{name!r}] is {have.dtype} of shape {have.shape}, "
-                f"the parameter is float32 of shape {want.shape}"
-            )
-    if left := [name for name in grads if name not in params]:
-        raise ValueError(f"loss_and_grads(): 'accumulate_into' has {left[0]}, which is no parameter")
 
 
 def _last_rows(x, counts):

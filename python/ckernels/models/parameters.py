@@ -1,33 +1,28 @@
-"""The parameters of a Llama-type model: their names, shapes and first values."""
+"""The parameters of a model: their names, shapes and first values."""
 
 import numpy as np
+
+from ckernels.nn.parameters import layer_parameters
 
 __all__ = ["check_parameters", "parameter_shapes", "random_parameters"]
 
 
 def parameter_shapes(config):
-    """Yield the name and shape of every parameter of a Llama-type model, in the order of a Hugging Face state_dict.
+    """Yield the name and shape of every parameter of a model, in the order of a Hugging Face state_dict.
 
     Lazily: an absurd number of layers costs nothing until somebody asks for them.
     """
-    C, F, V, D = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
-    Q, KV = config.num_attention_heads * D, config.num_key_value_heads * D
-    layer = {
-        "self_attn.q_proj.weight": (Q, C),
-        "self_attn.k_proj.weight": (KV, C),
-        "self_attn.v_proj.weight": (KV, C),
-        "self_attn.o_proj.weight": (C, Q),
-        "mlp.gate_proj.weight": (F, C),
-        "mlp.up_proj.weight": (F, C),
-        "mlp.down_proj.weight": (C, F),
-        "input_layernorm.weight": (C,),
-        "post_attention_layernorm.weight": (C,),
-    }
+    C, V = config.hidden_size, config.vocab_size
+    layer = layer_parameters(config)
     yield "model.embed_tokens.weight", (V, C)
+    if config.learned_positions:
+        yield "model.embed_positions.weight", (config.max_position_embeddings, C)
     for i in range(config.num_hidden_layers):
-        for name, shape in layer.items():
+        for name, (_, shape, _) in layer.items():
             yield f"model.layers.{i}.{name}", shape
     yield "model.norm.weight", (C,)
+    if config.norm_bias:
+        yield "model.norm.bias", (C,)
     if not config.tie_word_embeddings:
         yield "lm_head.weight", (V, C)
 
@@ -70,8 +65,9 @@ def _some(names):
 def random_parameters(config, seed=0):
     """Draw parameters for a model that was not trained.
 
-    Matrices are normal with standard deviation 0.02.  Norm weights are normal around 1 with standard deviation 0.1, not
-    exactly 1 as a fresh Hugging Face model has them: a norm that forgets its weight must not go unnoticed.
+    Matrices, biases and sinks are normal with standard deviation 0.02.  Norm weights are normal with standard deviation
+    0.1 around what leaves a row as it is, 1 or with an offset of 1 zero, not exactly that as a fresh Hugging Face model
+    has them: a norm that forgets its weight must not go unnoticed.
 
     Parameters
     ----------
@@ -86,7 +82,9 @@ def random_parameters(config, seed=0):
         Parameter name -> float32 array.
     """
     rng = np.random.default_rng(seed)
-    return {
-        name: (rng.normal(1.0, 0.1, shape) if len(shape) == 1 else rng.normal(0.0, 0.02, shape)).astype(np.float32)
-        for name, shape in parameter_shapes(config)
-    }
+    params = {}
+    for name, shape in parameter_shapes(config):
+        is_norm = name.endswith("norm.weight")
+        middle, spread = (1.0 - config.rms_norm_offset, 0.1) if is_norm else (0.0, 0.02)
+        params[name] = rng.normal(middle, spread, shape).astype(np.float32)
+    return params

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from .config import Config
 
-__all__ = ["configs"]
+__all__ = ["configs", "families"]
 
 
 class Presets(Mapping):
@@ -69,4 +69,31 @@ configs = Presets(
     wide=_preset(128, 8, 8, 2, 341, rope_theta=100000.0),
     medium=_preset(256, 4, 4, 4, 683),
     single_layer=_preset(64, 2, 2, 1, 173),
+)
+
+
+_SIZES = dict(
+    hidden_size=64, num_attention_heads=4, num_hidden_layers=2, intermediate_size=173, vocab_size=257,
+    max_position_embeddings=512,
+)  # fmt: skip
+_GPT2 = dict(n_embd=64, n_head=4, n_layer=2, n_inner=173, vocab_size=257, n_positions=512)
+_GROUPED = dict(_SIZES, num_key_value_heads=2)
+_GEMMA = dict(_GROUPED, head_dim=24, query_pre_attn_scalar=40, sliding_window=7)
+
+
+def _family(kind, sizes, **others):
+    """A small configuration of a family, by its own names; its first layer has what sets the family apart."""
+    return Config.from_hf({"model_type": kind, **sizes, **others})
+
+
+families = Presets(
+    mistral=_family("mistral", _GROUPED, sliding_window=5),
+    qwen2=_family("qwen2", _GROUPED),
+    qwen3=_family("qwen3", _GROUPED, head_dim=24),
+    gemma2=_family("gemma2", _GEMMA, attn_logit_softcapping=9.0, final_logit_softcapping=7.0),
+    gemma3_text=_family("gemma3_text", _GEMMA, layer_types=["sliding_attention", "full_attention"]),
+    phi3=_family("phi3", _GROUPED, sliding_window=11, partial_rotary_factor=0.75),
+    stablelm=_family("stablelm", _GROUPED, use_qkv_bias=True, use_parallel_residual=True),
+    gpt_neox=_family("gpt_neox", _SIZES),
+    gpt2=_family("gpt2", _GPT2),
 )

@@ -1,4 +1,7 @@
-"""The exact side of a layer or a whole model: a decoder-only Llama in functional PyTorch, in any floating dtype.
+"""The exact side of a layer or a whole model: a decoder in functional PyTorch, in any floating dtype.
+
+What the configuration does not say, the parameters do: a bias, a norm of queries, a gate take part where there is a
+parameter of that name. So one set of equations covers every family of docs/models.md.
 
 In float64 this is the *exact* party of the three-party rule. transformers run in float64 cannot be: its RMSNorm, its
 rope tables and its eager softmax compute in float32 whatever the dtype of the module is. Here every operation is done
@@ -16,125 +19,30 @@ feed-forward, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
-from ckernels.parity.frequencies import exact_frequencies
+from ckernels.parity.settings import ConfigError, Settings
+
+from .tape import Params, Run, Tape, as_numpy, d_name, gradients, wide  # noqa: F401 (d_name is for the peer)
 
 LAYER_STAGES = (
     "ln1", "q", "k", "v", "q_rope", "k_rope", "scores", "probs", "attn", "proj", "residual1",
     "ln2", "gate", "up", "act", "down", "output",
 )  # fmt: skip
-"""The stages of one decoder layer, in the order in which they are computed."""
+"""The stages of one layer of a Llama, in the order in which they are computed."""
+
+ALL_STAGES = (
+    "ln1", "q", "k", "v", "q_norm", "k_norm", "q_rope", "k_rope", "scores", "probs", "attn", "proj", "post_attn_norm",
+    "residual1", "ln2", "gate", "up", "act", "down", "post_mlp_norm", "output",
+)  # fmt: skip
+"""Those of any layer, with the ones that only some families have."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What the equations need to know of a Llama configuration.
-
-    Parameters
-    ----------
-    layers, hidden, heads, kv_heads, head_dim : int
-        Number of decoder layers, C, H, G and D.
-    eps : float
-        The constant inside the root of RMSNorm.
-    base : float
-        The base of the rope angles (``rope_theta``).
-    rope : dict
-        How they are stretched: ``rope_parameters``, or ``rope_scaling``, of the config.
-    trained : int or None
-        ``max_position_embeddings``.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    eps: float
-    base: float
-    rope: dict = field(default_factory=dict, hash=False)
-    trained: int | None = None
-
-    @classmethod
-    def of(cls, config) -> Shape:
-        """Read a configuration whose fields are named as in a Hugging Face config.
-
-        Parameters
-        ----------
-        config : object or dict
-            ``ckernels.models.Config``, a ``LlamaConfig`` of transformers (4 or 5), or a dict.
-
-        Returns
-        -------
-        Shape
-
-        Raises
-        ------
-        ValueError
-            A field is missing, or asks for arithmetic that these equations do not have.
-        """
-        get = config.get if isinstance(config, dict) else lambda name, default=None: getattr(config, name, default)
-
-        def need(name):
-            if get(name) is None:
-                raise ValueError(f"exact model: the config has no '{name}'")
-            return get(name)
-
-        if get("hidden_act", "silu") not in ("silu", "swish"):
-            raise ValueError(f"exact model: 'hidden_act' is {get('hidden_act')!r}; only 'silu' is known")
-        heads = int(need("num_attention_heads"))
-        kv_heads = int(get("num_key_value_heads") or heads)
-        if heads % kv_heads:
-            raise ValueError(
-                f"exact model: 'num_attention_heads' {heads} is not a multiple of 'num_key_value_heads' {kv_heads}"
-            )
-        shape = cls(
-            layers=int(need("num_hidden_layers")),
-            hidden=int(need("hidden_size")),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=int(get("head_dim") or need("hidden_size") // heads),
-            eps=float(need("rms_norm_eps")),
-            base=_rope_base(get),
-            rope=dict(get("rope_parameters") or get("rope_scaling") or {}),
-            trained=get("max_position_embeddings"),
-        )
-        shape.frequencies(1)  # or a ValueError that names what is not known
-        return shape
-
-    def frequencies(self, length):
-        """Frequencies, float64 [D/2], for a sequence of so many tokens, and the factor of cosines and sines."""
-        try:
-            return exact_frequencies(self.head_dim, self.base, self.rope, length, self.trained)
-        except ValueError as error:
-            raise ValueError(f"exact model: {error}") from None
-
-
-def _rope_base(get) -> float:
-    """``rope_theta``, at the top level (transformers 4) or inside ``rope_parameters`` (transformers 5)."""
-    base = dict(get("rope_parameters") or {}).get("rope_theta", get("rope_theta"))
-    return 10000.0 if base is None else float(base)
-
-
-@dataclass
-class Run:
-    """What one run of the exact model left behind.
-
-    Attributes
-    ----------
-    stages : dict of str to numpy.ndarray
-        Every stage in the order of computation; ``d_<stage>`` follows where gradients were asked for.
-    grads : dict of str to numpy.ndarray
-        The gradient of every parameter, keyed like the parameters.
-    dx : numpy.ndarray or None
-        The gradient of the input of a layer.
-    """
-
-    stages: dict = field(default_factory=dict)
-    grads: dict = field(default_factory=dict)
-    dx: np.ndarray | None = None
+def _settings(config):
+    try:
+        return Settings.of(config)
+    except ConfigError as error:
+        raise ConfigError(f"exact model: {error}") from None
 
 
 def as_dtype(dtype):
@@ -149,43 +57,42 @@ def as_dtype(dtype):
     return found
 
 
-class _Params:
-    """Parameters by name, converted to one dtype when they are first used and kept until they are released."""
-
-    def __init__(self, params, dtype, gradients):
-        self.source, self.dtype, self.gradients, self.used = params, dtype, gradients, {}
-
-    def __contains__(self, name):
-        return name in self.source
-
-    def __getitem__(self, name):
-        import torch
-
-        if name not in self.used:
-            if name not in self.source:
-                raise ValueError(f"exact model: the parameter '{name}' is missing")
-            value = self.source[name]
-            tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value))
-            tensor = tensor.to(self.dtype)
-            # With gradients a copy even where the dtype is right already: the caller's tensor is no leaf of this graph.
-            self.used[name] = tensor.clone().requires_grad_() if self.gradients else tensor
-        return self.used[name]
-
-    def release(self, prefix):
-        """Forget the converted parameters whose names begin like this."""
-        for name in [name for name in self.used if name.startswith(prefix)]:
-            del self.used[name]
-
-
 def _linear(x, params, name):
     """``y = x Wᵀ (+ b)``, W ``[out, in]``; a bias takes part where the model has one."""
     y = x @ params[name + ".weight"].mT
     return y + params[name + ".bias"] if name + ".bias" in params else y
 
 
-def _rms_norm(x, weight, eps):
-    """``y = w x / sqrt(mean(x²) + eps)``, all of it in the dtype of x."""
-    return weight * (x / (x.square().mean(-1, keepdim=True) + eps).sqrt())
+def _rms_norm(x, weight, shape):
+    """``y = (offset + w) x / sqrt(mean(x²) + eps)``, all of it in the dtype of x."""
+    return (weight + shape.offset) * (x / (x.square().mean(-1, keepdim=True) + shape.eps).sqrt())
+
+
+def _norm(x, params, name, shape):
+    """The norm of a layer's input, of its MLP's, or of the whole: RMSNorm or LayerNorm."""
+    weight = params[name + ".weight"]
+    if shape.norm == "rms_norm":
+        return _rms_norm(x, weight, shape)
+    apart = x - x.mean(-1, keepdim=True)
+    y = weight * (apart / (apart.square().mean(-1, keepdim=True) + shape.eps).sqrt())
+    return y + params[name + ".bias"] if name + ".bias" in params else y
+
+
+def _activation(x, name):
+    """The functions of an MLP, as their formulas say."""
+    import torch
+
+    if name == "relu":
+        return x.clamp_min(0)
+    if name == "gelu":
+        return x * (1 + torch.erf(x / 2**0.5)) / 2
+    if name == "gelu_tanh":
+        return x * (1 + torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+    return x / (1 + (-(1.702 * x if name == "gelu_sigmoid" else x)).exp())
+
+
+def _cap(x, limit):
+    return x if limit is None else limit * (x / limit).tanh()
 
 
 def rope_angles(positions, frequencies):
@@ -209,67 +116,128 @@ def rope_angles(positions, frequencies):
 
 
 def _rope(x, cos, sin):
-    """Rotate lane i with lane i + D/2 (the half-split form): x ``[B,H,T,D]``, cos and sin ``[.., T, D/2]``."""
+    """Rotate lane i with lane i + K (the half-split form): x ``[B,H,T,D]``, cos and sin ``[.., T, K]``; 2K on pass."""
     import torch
 
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    pairs = cos.shape[-1]
+    first, second, rest = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 def _tables(shape, batch, length, positions, dtype):
-    """Cos and sin, ``[1 or B, 1, T, D/2]``."""
+    """Cos and sin, ``[1 or B, 1, T, K]``, for each layer; nothing is turned where positions are learned."""
+    import torch
+
     positions = np.arange(length) if positions is None else np.asarray(positions)
     if positions.shape not in ((length,), (batch, length)):
         raise ValueError(
             f"exact model: 'positions' of shape {positions.shape} does not fit [T] or [B, T], "
             f"where B={batch}, T={length}"
         )
-    frequencies, attention = shape.frequencies(int(positions.max(initial=0)) + 1)
-    angles = rope_angles(positions, frequencies)
-    angles = angles[None, None] if angles.ndim == 2 else angles[:, None]
-    return (angles.cos() * attention).to(dtype), (angles.sin() * attention).to(dtype)
+
+    def table(index):
+        frequencies, attention = shape.frequencies_of(index, int(positions.max(initial=0)) + 1)
+        angles = rope_angles(positions, frequencies)
+        angles = angles[None, None] if angles.ndim == 2 else angles[:, None]
+        return (angles.cos() * attention).to(dtype), (angles.sin() * attention).to(dtype)
+
+    if not shape.width:  # positions are learned
+        return [(torch.zeros(1, 1, length, 0, dtype=dtype),) * 2] * shape.layers
+    made = {}  # one for all layers with a window, one for the others
+    for index in range(shape.layers):
+        if (shape.window_of(index) is None) not in made:
+            made[shape.window_of(index) is None] = table(index)
+    return [made[shape.window_of(index) is None] for index in range(shape.layers)]
 
 
-def _attention(shape, q, k, v, put):
+def _visible(length, window):
+    """Which key a query sees, ``[T, T]``."""
+    import torch
+
+    query, key = torch.arange(length)[:, None], torch.arange(length)[None]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+def _attention(shape, q, k, v, window, sinks, put):
     """Causal attention with grouped keys: head h reads kv head h // (H / G); q ``[B,H,T,D]``, k and v ``[B,G,T,D]``."""
     import torch
 
     group = shape.heads // shape.kv_heads
-    length = q.shape[-2]
     keys, values = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = put("scores", q @ keys.mT / shape.head_dim**0.5)
-    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-    visible = scores.masked_fill(hidden, float("-inf"))
+    scores = put("scores", _cap(q @ keys.mT * shape.scale, shape.softcap))
+    visible = scores.masked_fill(~_visible(q.shape[-2], window), float("-inf"))
     # Written out, so that the arithmetic is the equation's: subtract the row's maximum, exp, divide by the sum.
-    weights = (visible - visible.detach().amax(-1, keepdim=True)).exp()
-    probs = put("probs", weights / weights.sum(-1, keepdim=True))
+    top = visible.detach().amax(-1, keepdim=True)
+    if sinks is not None:
+        top = torch.maximum(top, sinks.detach()[:, None, None])
+    weights = (visible - top).exp()
+    total = weights.sum(-1, keepdim=True)
+    probs = put("probs", weights / (total if sinks is None else total + (sinks[:, None, None] - top).exp()))
     return put("attn", probs @ values)
 
 
-def _layer(shape, params, prefix, x, tables, put):
+def _branch(x, params, prefix, name, shape, put, stage):
+    """What a residual connection adds: normed first where the layer has four norms."""
+    if prefix + "pre_feedforward_layernorm.weight" not in params:
+        return x
+    return put(stage, _rms_norm(x, params[f"{prefix}{name}.weight"], shape))
+
+
+def _mlp(shape, params, prefix, x, put):
+    if prefix + "mlp.gate_proj.weight" in params:
+        gate = put("gate", _linear(x, params, prefix + "mlp.gate_proj"))
+        up = put("up", _linear(x, params, prefix + "mlp.up_proj"))
+        act = put("act", _activation(gate, shape.activation) * up)
+    else:
+        act = put("act", _activation(put("up", _linear(x, params, prefix + "mlp.up_proj")), shape.activation))
+    return put("down", _linear(act, params, prefix + "mlp.down_proj"))
+
+
+def _layer(shape, params, prefix, x, tables, put, index=0):
     """One decoder layer, ``[B,T,C]`` to ``[B,T,C]``; `put` names a stage and hands it on."""
     batch, length, _ = x.shape
+    at = prefix + "self_attn."
 
     def heads(name, count):
-        flat = _linear(ln1, params, f"{prefix}self_attn.{name}_proj")
-        return flat.reshape(batch, length, count, shape.head_dim).transpose(1, 2)
+        flat = _linear(ln1, params, f"{at}{name}_proj")
+        return put(name, flat.reshape(batch, length, count, shape.head_dim).transpose(1, 2))
 
-    ln1 = put("ln1", _rms_norm(x, params[prefix + "input_layernorm.weight"], shape.eps))
-    q = put("q", heads("q", shape.heads))
-    k = put("k", heads("k", shape.kv_heads))
-    v = put("v", heads("v", shape.kv_heads))
-    q_rope = put("q_rope", _rope(q, *tables))
-    k_rope = put("k_rope", _rope(k, *tables))
-    attn = _attention(shape, q_rope, k_rope, v, put)
+    def normed(name, of):
+        weight = f"{at}{name}.weight"
+        return put(name, _rms_norm(of, params[weight], shape)) if weight in params else of
+
+    ln1 = put("ln1", _norm(x, params, prefix + "input_layernorm", shape))
+    q, k, v = heads("q", shape.heads), heads("k", shape.kv_heads), heads("v", shape.kv_heads)
+    q, k = normed("q_norm", q), normed("k_norm", k)
+    q, k = put("q_rope", _rope(q, *tables)), put("k_rope", _rope(k, *tables))
+    sinks = params[at + "sinks"] if at + "sinks" in params else None
+    attn = _attention(shape, q, k, v, shape.window_of(index), sinks, put)
     joined = attn.transpose(1, 2).reshape(batch, length, shape.heads * shape.head_dim)
-    proj = put("proj", _linear(joined, params, prefix + "self_attn.o_proj"))
-    residual1 = put("residual1", x + proj)
-    ln2 = put("ln2", _rms_norm(residual1, params[prefix + "post_attention_layernorm.weight"], shape.eps))
-    gate = put("gate", _linear(ln2, params, prefix + "mlp.gate_proj"))
-    up = put("up", _linear(ln2, params, prefix + "mlp.up_proj"))
-    act = put("act", gate / (1 + (-gate).exp()) * up)
-    down = put("down", _linear(act, params, prefix + "mlp.down_proj"))
-    return put("output", residual1 + down)
+    proj = put("proj", _linear(joined, params, at + "o_proj"))
+    attended = _branch(proj, params, prefix, "post_attention_layernorm", shape, put, "post_attn_norm")
+    residual1 = put("residual1", x + attended)
+    second = prefix + "pre_feedforward_layernorm"
+    second = second if second + ".weight" in params else prefix + "post_attention_layernorm"
+    start = x if shape.parallel else residual1
+    ln2 = put("ln2", _norm(start, params, second, shape)) if second + ".weight" in params else ln1
+    down = _mlp(shape, params, prefix, ln2, put)
+    behind = _branch(down, params, prefix, "post_feedforward_layernorm", shape, put, "post_mlp_norm")
+    return put("output", residual1 + behind)
+
+
+def _embedded(shape, params, ids):
+    """The rows of the embedding, scaled, and the rows of the positions where they are learned."""
+    x = params["model.embed_tokens.weight"][ids]
+    if shape.embed_scale != 1:
+        x = x * params.stored(shape.embed_scale, "model.embed_tokens.weight")
+    places = "model.embed_positions.weight"
+    return x + params[places][: ids.shape[-1]] if places in params else x
+
+
+def _logits_of(shape, params, x):
+    head = params["lm_head.weight"] if "lm_head.weight" in params else params["model.embed_tokens.weight"]
+    return _cap(x @ head.mT, shape.final_softcap)
 
 
 def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
@@ -302,44 +270,7 @@ def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
     return total / counted.sum() if reduction == "mean" else total
 
 
-class _Tape:
-    """Keeps tensors under their stage names and asks autograd for their gradients."""
-
-    def __init__(self):
-        self.tensors, self.prefix = {}, ""
-
-    def put(self, name, tensor):
-        self.tensors[self.prefix + name] = tensor
-        return tensor
-
-    def arrays(self):
-        return {name: _numpy(tensor) for name, tensor in self.tensors.items()}
-
-
-def _numpy(tensor):
-    return np.array(tensor.detach().numpy(), order="C")
-
-
-def _gradients(of, upstream, tape, params, extra=()):
-    """The gradients of stages, parameters and `extra` tensors, without touching anybody's ``.grad``."""
-    import torch
-
-    stages = {name: tensor for name, tensor in tape.tensors.items() if name != "loss"}
-    wanted = [*stages.values(), *params.used.values(), *extra]
-    found = torch.autograd.grad(of, wanted, upstream)
-    stage_grads = {d_name(name): _numpy(grad) for name, grad in zip(stages, found, strict=False)}
-    rest = found[len(stages) :]
-    weight_grads = {name: _numpy(grad) for name, grad in zip(params.used, rest, strict=False)}
-    return stage_grads, weight_grads, [_numpy(grad) for grad in rest[len(weight_grads) :]]
-
-
-def d_name(stage):
-    """The name of the gradient of a stage: ``layers.0.q`` becomes ``layers.0.d_q``, ``logits`` becomes ``d_logits``."""
-    head, dot, tail = stage.rpartition(".")
-    return f"{head}{dot}d_{tail}"
-
-
-def layer(config, params, x, *, positions=None, dy=None, dtype="float64"):
+def layer(config, params, x, *, positions=None, dy=None, dtype="float64", index=0):
     """One decoder layer, forward and, where `dy` is given, backward.
 
     Parameters
@@ -356,6 +287,8 @@ def layer(config, params, x, *, positions=None, dy=None, dtype="float64"):
         The gradient of the output, ``[B, T, C]``.
     dtype : str or torch.dtype
         float64 is *exact*; float32 gives a peer with these very equations.
+    index : int
+        Which layer of the model it is, where they differ.
 
     Returns
     -------
@@ -377,18 +310,18 @@ def layer(config, params, x, *, positions=None, dy=None, dtype="float64"):
     """
     import torch
 
-    shape, dtype = Shape.of(config), as_dtype(dtype)
-    start = torch.tensor(np.asarray(x)).to(dtype)
-    tape, run = _Tape(), Run()
+    shape, dtype = _settings(config), as_dtype(dtype)
+    start = torch.tensor(wide(np.asarray(x))).to(dtype)
+    tape, run = Tape(), Run()
     with torch.set_grad_enabled(dy is not None):
-        held = _Params(params, dtype, gradients=dy is not None)
+        held = Params(params, dtype, gradients=dy is not None)
         start.requires_grad_(dy is not None)
         tables = _tables(shape, start.shape[0], start.shape[1], positions, dtype)
-        output = _layer(shape, held, "", start, tables, tape.put)
+        output = _layer(shape, held, "", start, tables[index], tape.put, index)
     run.stages = tape.arrays()
     if dy is not None:
-        upstream = torch.tensor(np.asarray(dy)).to(dtype)
-        stage_grads, run.grads, (run.dx,) = _gradients(output, upstream, tape, held, [start])
+        upstream = torch.tensor(wide(np.asarray(dy))).to(dtype)
+        stage_grads, run.grads, (run.dx,) = gradients(output, upstream, tape, held, [start])
         run.stages.update(stage_grads)
     return run
 
@@ -419,7 +352,7 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
     """
     import torch
 
-    shape, dtype = Shape.of(config), as_dtype(dtype)
+    shape, dtype = _settings(config), as_dtype(dtype)
     ids = torch.as_tensor(np.atleast_2d(np.asarray(ids))).long()
     if targets is not None:
         targets = torch.as_tensor(np.atleast_2d(np.asarray(targets))).long()
@@ -427,24 +360,22 @@ def model(config, params, ids, targets=None, *, dtype="float64", reduction="mean
             raise ValueError(
                 f"exact model: 'targets' of shape {tuple(targets.shape)} does not fit 'ids' of shape {tuple(ids.shape)}"
             )
-    tape, run = _Tape(), Run()
+    tape, run = Tape(), Run()
     with torch.set_grad_enabled(targets is not None):
-        held = _Params(params, dtype, gradients=targets is not None)
-        table = held["model.embed_tokens.weight"]
-        x = tape.put("embedding", table[ids])
+        held = Params(params, dtype, gradients=targets is not None)
+        x = tape.put("embedding", _embedded(shape, held, ids))
         tables = _tables(shape, *ids.shape, None, dtype)
         for index in range(shape.layers):
             tape.prefix = f"layers.{index}."
-            x = _layer(shape, held, f"model.layers.{index}.", x, tables, tape.put)
+            x = _layer(shape, held, f"model.layers.{index}.", x, tables[index], tape.put, index)
         tape.prefix = ""
-        x = tape.put("final_norm", _rms_norm(x, held["model.norm.weight"], shape.eps))
-        head = held["lm_head.weight"] if "lm_head.weight" in held else table
-        logits = tape.put("logits", x @ head.mT)
+        x = tape.put("final_norm", _norm(x, held, "model.norm", shape))
+        logits = tape.put("logits", _logits_of(shape, held, x))
         if targets is not None:
             loss = tape.put("loss", cross_entropy(logits, targets, reduction=reduction))
     run.stages = tape.arrays()
     if targets is not None:
-        stage_grads, run.grads, _ = _gradients(loss, None, tape, held)
+        stage_grads, run.grads, _ = gradients(loss, None, tape, held)
         run.stages.update(stage_grads)
     return run
 
@@ -468,21 +399,19 @@ def logits(config, params, texts, *, dtype="float64", progress=None):
     """
     import torch
 
-    shape, dtype = Shape.of(config), as_dtype(dtype)
+    shape, dtype = _settings(config), as_dtype(dtype)
     whole = [torch.as_tensor(np.asarray(ids)).long()[None] for ids in texts]
     with torch.no_grad():
-        held = _Params(params, dtype, gradients=False)
-        table = held["model.embed_tokens.weight"]
-        rows = [table[ids] for ids in whole]
+        held = Params(params, dtype, gradients=False)
+        rows = [_embedded(shape, held, ids) for ids in whole]
         tables = [_tables(shape, *ids.shape, None, dtype) for ids in whole]
         for index in range(shape.layers):
             prefix = f"model.layers.{index}."
             rows = [
-                _layer(shape, held, prefix, x, turn, lambda name, tensor: tensor)
+                _layer(shape, held, prefix, x, turn[index], lambda name, tensor: tensor, index)
                 for x, turn in zip(rows, tables, strict=True)
             ]
             held.release(prefix)
             if progress is not None:
                 progress(index + 1)
-        head = held["lm_head.weight"] if "lm_head.weight" in held else table
-        return [_numpy(_rms_norm(x, held["model.norm.weight"], shape.eps) @ head.mT)[0] for x in rows]
+        return [as_numpy(_logits_of(shape, held, _norm(x, held, "model.norm", shape)))[0] for x in rows]

@@ -36,8 +36,8 @@ class Settings:
     eps, offset : float
         Of the norms: ``(offset + w) * x / sqrt(mean(x²) + eps)``.
     base, rope, trained, width, interleaved
-        Of the rotary angles: base, rule of a Hugging Face config, ``max_position_embeddings``, rotated channels, and
-        whether neighbours are paired rather than halves.
+        Of the rotary angles: base, rule of a Hugging Face config, ``max_position_embeddings``, rotated channels (0
+        where positions are learned), and whether neighbours are paired rather than halves.
     activation : str
         Of the gate: ``silu``, ``gelu``, ``gelu_tanh``, ``gelu_sigmoid`` or ``relu``.
     scale : float
@@ -46,6 +46,14 @@ class Settings:
         Keys that a query sees, and the caps of scores and logits; None where there is none.
     embed_scale : float
         Factor of the embedding's rows.
+    norm : str
+        ``rms_norm``, or ``layer_norm`` with a bias where there is a parameter for it.
+    parallel : bool
+        Whether the MLP reads the layer's input, not the first residual.
+    windows : tuple
+        Keys that a query of each layer sees; None: all. `window` where they are alike, else None.
+    local_base : float or None
+        Base of the angles of the layers with a window, unscaled; None: as the others.
     """
 
     layers: int
@@ -66,6 +74,10 @@ class Settings:
     final_softcap: float | None = None
     offset: float = 0.0
     embed_scale: float = 1.0
+    norm: str = "rms_norm"
+    parallel: bool = False
+    windows: tuple = ()
+    local_base: float | None = None
 
     @classmethod
     def of(cls, config):
@@ -81,53 +93,70 @@ class Settings:
         ConfigError
             A field is missing or not understood; the text names it.
         """
-        if hasattr(config, "to_hf"):
-            config = config.to_hf()
-        elif hasattr(config, "to_dict"):
-            config = config.to_dict()
+        config = _plain(config)
 
-        def get(name, default=None):
-            value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-            return default if value is None else value
+        def get(*names, default=None):
+            for name in names:
+                value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+                if value is not None:
+                    return value
+            return default
 
-        def need(name):
-            if get(name) is None:
-                raise ConfigError(f"the configuration has no '{name}'")
-            return get(name)
+        def need(*names):
+            if get(*names) is None:
+                raise ConfigError(f"the configuration has no '{names[0]}'")
+            return get(*names)
 
-        heads = int(need("num_attention_heads"))
-        groups = int(get("num_key_value_heads", heads))
+        kind = str(get("model_type", default=""))
+        heads = int(need("num_attention_heads", "n_head"))
+        groups = int(get("num_key_value_heads", default=heads))
         if groups < 1 or heads % groups:
             raise ConfigError(f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}")
-        act = get("hidden_activation", get("hidden_act", "silu"))
+        act = get("hidden_activation", "activation_function", "hidden_act", default="silu")
         if act not in ACTIVATIONS:
             raise ConfigError(f"hidden_act={act!r} is not known; {', '.join(ACTIVATIONS)} are")
-        size = int(get("head_dim", 0)) or int(need("hidden_size")) // heads
-        rope = dict(get("rope_parameters", get("rope_scaling", {})))
-        gemma = str(get("model_type", "")).startswith("gemma")
-        window = get("sliding_window") if get("use_sliding_window", True) else None
+        hidden, layers = int(need("hidden_size", "n_embd")), int(need("num_hidden_layers", "n_layer"))
+        size = int(get("head_dim", default=0)) or hidden // heads
+        gemma = kind.startswith("gemma")
+        rope, local = _rules(get)
+        windows = _windows(get, kind, layers)
+        part = rope.get("partial_rotary_factor", get("partial_rotary_factor", "rotary_pct", default=1.0))
         found = cls(
-            layers=int(need("num_hidden_layers")),
-            hidden=int(need("hidden_size")),
+            layers=layers,
+            hidden=hidden,
             heads=heads,
             kv_heads=groups,
             head_dim=size,
-            eps=float(need("rms_norm_eps")),
-            base=float(rope.get("rope_theta", get("rope_theta", 10000.0))),
+            eps=float(need("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")),
+            base=float(rope.get("rope_theta", get("rope_theta", "rotary_emb_base", default=10000.0))),
             rope=rope,
-            trained=get("max_position_embeddings"),
-            width=2 * int(size * float(rope.get("partial_rotary_factor", get("partial_rotary_factor", 1.0))) / 2),
-            interleaved=bool(get("rope_interleaved", False)),
+            trained=get("max_position_embeddings", "n_positions"),
+            width=0 if kind == "gpt2" or get("learned_positions") else 2 * int(size * float(part) / 2),
+            interleaved=bool(get("rope_interleaved", default=False)),
             activation=ACTIVATIONS[act],
-            scale=float(get("query_pre_attn_scalar", size)) ** -0.5,
-            window=None if window is None else int(window),
+            scale=float(get("query_pre_attn_scalar", default=size)) ** -0.5,
+            window=windows[0] if len(set(windows)) == 1 else None,
             softcap=get("attn_logit_softcapping"),
             final_softcap=get("final_logit_softcapping"),
-            offset=float(get("rms_norm_offset", 1.0 if gemma else 0.0)),
-            embed_scale=float(get("embedding_multiplier", need("hidden_size") ** 0.5 if gemma else 1.0)),
+            offset=float(get("rms_norm_offset", default=1.0 if gemma else 0.0)),
+            embed_scale=float(get("embedding_multiplier", default=hidden**0.5 if gemma else 1.0)),
+            norm="layer_norm" if kind in _LAYER_NORM else get("norm_type", default="rms_norm"),
+            parallel=bool(get("use_parallel_residual", default=kind == "gpt_neox")),
+            windows=windows,
+            local_base=local,
         )
         found.frequencies(1)
         return found
+
+    def window_of(self, index):
+        """Keys that a query of a layer sees; None: all."""
+        return self.windows[index] if self.windows else self.window
+
+    def frequencies_of(self, index, length):
+        """As `frequencies`, of the layers that share the window of this one."""
+        if self.local_base is None or self.window_of(index) is None:
+            return self.frequencies(length)
+        return self.frequencies(length, base=self.local_base, scaled=False)
 
     def frequencies(self, length, *, base=None, width=None, scaled=True):
         """Frequencies of the pairs, float64, and the factor of cosines and sines."""
@@ -142,3 +171,37 @@ class Settings:
     def heads_of(self):
         """The key head that each query head reads, ``[H]``."""
         return np.arange(self.heads) // (self.heads // self.kv_heads)
+
+
+_LAYER_NORM = ("gpt2", "gpt_neox", "stablelm")
+
+
+def _plain(config):
+    """A configuration as what its fields can be asked of."""
+    if hasattr(config, "to_hf"):
+        try:
+            return config.to_hf()
+        except ValueError:  # no family has words for it; its own fields have
+            return config
+    return config.to_dict() if hasattr(config, "to_dict") else config
+
+
+def _rules(get):
+    """The rule of the angles, and the base of the layers with a window where they have one of their own."""
+    rules = dict(get("rope_parameters", "rope_scaling", default={}))
+    if "full_attention" not in rules:
+        local = get("rope_local_base_freq")
+        return rules, None if local is None else float(local)
+    return dict(rules["full_attention"]), float(rules["sliding_attention"]["rope_theta"])
+
+
+def _windows(get, kind, layers):
+    """The window of each layer."""
+    window = get("sliding_window")
+    if window is None or not get("use_sliding_window", default=not kind.startswith("qwen")):
+        return (None,) * layers
+    types = get("layer_types")
+    if types is None:
+        every = {"gemma2": 2, "gemma3_text": int(get("sliding_window_pattern", default=6))}.get(kind)
+        types = ["full_attention" if every and (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
+    return tuple(int(window) if name == "sliding_attention" else None for name in types)
