@@ -183,7 +183,7 @@ class Model:
         """
         return ModelCache(self.config, capacity, batch, quant, paged)
 
-    def loss_and_grads(self, ids, targets, *, reduction="mean", accumulate_into=None):
+    def loss_and_grads(self, ids, targets, *, reduction="mean", accumulate_into=None, recompute=False):
         """Compute the cross entropy of the next tokens, and its gradient with respect to every parameter.
 
         Parameters
@@ -198,6 +198,9 @@ class Model:
         accumulate_into : dict, optional
             The ``grads`` of an earlier call.  The new gradients are added into these arrays, one rounded addition per
             element, and the same dict is returned.
+        recompute : bool
+            Keep the input of each layer alone, and run a layer forward once more before its backward: the same bits,
+            less memory, about a third more time.
 
         Returns
         -------
@@ -219,7 +222,7 @@ class Model:
             raise ValueError(f"loss_and_grads(): reduction={reduction!r} is not supported; supported: 'mean', 'sum'")
         if accumulate_into is not None:
             _check_gradients(self.params, accumulate_into)
-        loss, passed = self._forward(ids, targets, reduction)
+        loss, passed = self._forward(ids, targets, reduction, keep=not recompute)
         grads = self._backward(passed)
         if accumulate_into is None:
             return float(loss), grads
@@ -299,16 +302,17 @@ class Model:
             arrays |= {f"d_{name}": grad for name, grad in grads.items()}
         return Trace(self.config, arrays=arrays, inputs=inputs)
 
-    def _forward(self, ids, targets, reduction, arrays=None):
-        """Run forward and keep what backward needs; ``arrays`` collects the stages."""
+    def _forward(self, ids, targets, reduction, arrays=None, keep=True):
+        """Run forward and keep what backward needs, or each layer's input alone; ``arrays`` collects the stages."""
         outputs = ck.empty((len(self._layers) + 1, *ids.shape, self.config.hidden_size))
         x, embedding = ck.embedding_forward(ids, self.params[_EMBEDDING], out=outputs[0])
         _keep(arrays, "embedding", x)
         layers = []
         for i, layer in enumerate(self.layers(ids.shape[1])):
             stages = None if arrays is None else {}
-            x, passed = layer.forward(x, stages=stages, out=outputs[i + 1])
-            layers.append((layer, passed))
+            y, passed = layer.forward(x, stages=stages, keep=keep, out=outputs[i + 1])
+            layers.append((layer, passed if keep else x))
+            x = y
             for name in stages or ():
                 _keep(arrays, f"layers.{i}.{name}", stages[name])
         x, norm = ck.rms_norm_forward(x, self.params[_NORM], self.config.rms_norm_eps)
@@ -332,6 +336,8 @@ class Model:
         grads[_NORM], dy = norm.weight, norm.x
         for i in reversed(range(len(passed.layers))):
             layer, context = passed.layers.pop()  # its memory is free as soon as it is used
+            if isinstance(context, np.ndarray):  # its input alone was kept
+                _, context = layer.forward(context)
             stages = None if arrays is None else {}
             dy, inner = layer.backward(dy, context, stages=stages)
             grads.update({f"model.layers.{i}.{name}": grad for name, grad in inner.items()})
