@@ -9,7 +9,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from ckernels.parity import Verdict, exact, forward, invariance, layer, levels, peer, probes, train
+from ckernels.parity import Verdict, exact, forward, invariance, layer, levels, peer, probes, stages, train
 from ckernels.parity.levels import Options
 
 PER_LAYER = 17 + 17 + 1 + 9 + 2
@@ -549,7 +549,7 @@ def test_instruction_sets_that_differ_are_named_where_both_are_here():
 # --- all levels -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [layer, forward, train])
+@pytest.mark.parametrize("module", [layer, stages, forward, train])
 def test_without_torch_a_level_says_so(monkeypatch, module):
     monkeypatch.setattr(peer, "missing", lambda *packages: "torch not installed")
     (case,) = module.run(Options())
@@ -577,7 +577,7 @@ def test_an_option_that_names_nothing_is_refused(module, options, says):
         list(module.run(options))
 
 
-@pytest.mark.parametrize("module", [layer, forward, train, invariance])
+@pytest.mark.parametrize("module", [layer, stages, forward, train, invariance])
 def test_an_instruction_set_that_is_not_here_is_not_measured(module):
     (case,) = module.run(Options(isa="amx"))
     assert case.verdict == levels.NOT_MEASURED and case.isa in ("amx", "")
@@ -617,6 +617,12 @@ def test_our_bits_are_equal(name):
     cases = list(invariance.run(Options(level="invariance", config=name)))
     assert not wrong(cases), "\n".join(map(str, wrong(cases)))
     assert sum(case.verdict is Verdict.EXACT for case in cases) >= 25
+
+
+def test_a_real_models_layer_is_within_three_times_transformers_error(torch):
+    cases = list(stages.run(Options(quick=True)))  # before the logits: they use the model that is read here
+    assert not wrong(cases), "\n".join(map(str, wrong(cases)))
+    assert [case.what for case in cases] == ["forward", "backward"]
 
 
 def test_a_real_models_logits_are_within_three_times_transformers_error(torch):
