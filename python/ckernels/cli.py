@@ -132,7 +132,7 @@ def _add_parity(commands):
     parity.add_argument("--optimizer", metavar="NAME", help="train: sgd, momentum or adamw")
     parity.add_argument("--lr", type=_learning_rate, metavar="RATE", help="train: learning rate")
     parity.add_argument("--layer", type=int, metavar="N", help="stages: number of the layer, -1 the last")
-    parity.add_argument("--model", metavar="MODEL", help="stages, forward: a file, a folder, or a name that ck fetch knows")
+    parity.add_argument("--model", metavar="MODEL", help="stages, forward: a file, a folder or a known name")
     parity.add_argument("--text", metavar="TEXT", help="stages and forward: the text to run")
     parity.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all random inputs (default 0)")
     parity.add_argument(
