@@ -338,7 +338,7 @@ def test_generate_prints_text_as_it_comes(monkeypatch, tmp_path, capsys):
     assert cli.main(["generate", str(tmp_path), "a folder"]) == 4
 
 
-@pytest.mark.parametrize("level", ["layer", "forward", "train", "invariance"])
+@pytest.mark.parametrize("level", ["layer", "stages", "forward", "train", "invariance"])
 def test_a_level_without_the_dtype_is_not_measured_and_no_pass(level, capsys):
     assert cli.main(["parity", level, "--dtype", "bfloat16,float16"]) == 3
     assert "this level runs in float32, not in float16, bfloat16" in capsys.readouterr().out

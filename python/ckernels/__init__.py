@@ -133,7 +133,7 @@ __all__ = [
     "tokens_to_heads", "tokens_to_heads_forward", "tokens_to_heads_backward",
 ]
 
-_LAZY = ("io", "kv", "models", "nn", "optim", "parity")
+_LAZY = ("io", "kv", "models", "nn", "optim", "parity", "training")
 
 
 def __getattr__(name):

@@ -110,11 +110,11 @@ def _add_parity(commands):
         "parity",
         help="compare ops, a layer, a real model and training with float64 and PyTorch",
         description="Compare with float64 and PyTorch and print by what margin each result holds. Without a level: "
-        "ops, layer, forward, train, invariance and kv.",
+        "ops, layer, stages, forward, train, invariance and kv.",
         epilog=_CODES,
     )
     parity.set_defaults(run=_parity)
-    choices = ("all", "ops", "layer", "forward", "train", "kv", "invariance")
+    choices = ("all", "ops", "layer", "stages", "forward", "train", "kv", "invariance")
     parity.add_argument("level", nargs="?", default="all", choices=choices, help="one level (default: all)")
     size = parity.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="under a minute: fewer probes, shorter texts")
@@ -131,8 +131,9 @@ def _add_parity(commands):
     parity.add_argument("--steps", type=_positive, metavar="N", help="train: number of steps (default 5)")
     parity.add_argument("--optimizer", metavar="NAME", help="train: sgd, momentum or adamw")
     parity.add_argument("--lr", type=_learning_rate, metavar="RATE", help="train: learning rate")
-    parity.add_argument("--model", metavar="MODEL", help="forward: a file, a folder, or a name that ck fetch knows")
-    parity.add_argument("--text", metavar="TEXT", help="forward: the text to run")
+    parity.add_argument("--layer", type=int, metavar="N", help="stages: number of the layer, -1 the last")
+    parity.add_argument("--model", metavar="MODEL", help="stages, forward: a file, a folder or a known name")
+    parity.add_argument("--text", metavar="TEXT", help="stages and forward: the text to run")
     parity.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all random inputs (default 0)")
     parity.add_argument(
         "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
@@ -197,8 +198,8 @@ def _parity(arguments):
     # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     names = list(levels.LEVELS) if arguments.level == "all" else [arguments.level]
-    fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "text",
-              "seed", "save")  # fmt: skip
+    fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "layer",
+              "text", "seed", "save")  # fmt: skip
     options = levels.Options(**{field: getattr(arguments, field) for field in fields})
     _check_isa(options)
     try:

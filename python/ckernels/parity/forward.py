@@ -7,6 +7,7 @@ compared bit for bit.
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import time
@@ -77,8 +78,9 @@ def locate(name):
     return Path(fetch(name))
 
 
+@functools.lru_cache(maxsize=1)
 def read_peer(path):
-    """The model as transformers reads it, in float32."""
+    """The model as transformers reads it, in float32; the last one is kept, until ``read_peer.cache_clear()``."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -147,6 +149,7 @@ def _cases(name, path, options):
     )  # fmt: skip
     seconds = time.perf_counter() - start
     del module, weights
+    read_peer.cache_clear()
     gc.collect()
 
     def say(token):

@@ -230,3 +230,14 @@ def _training(level, name, model, ids):
     arrays = model.trace(ids, targets).arrays
     captured = {key: arrays[f"d_{key}"] for key in names}
     yield equal("loss and gradients, with every stage captured", flat(arrays["loss"], captured), want)
+    again = model.loss_and_grads(ids, targets, recompute=True)
+    yield equal("loss and gradients, layers recomputed", flat(*again), want)
+    rows = [model.loss_and_grads(ids[b : b + 1], targets[b : b + 1], reduction="sum") for b in range(len(ids))]
+    total = {key: np.array(value) for key, value in rows[0][1].items()}
+    for _, grads in rows[1:]:  # as ranks would be reduced, in their order
+        for key in names:
+            total[key] += grads[key]
+    into = None
+    for b in range(len(ids)):
+        _, into = model.loss_and_grads(ids[b : b + 1], targets[b : b + 1], reduction="sum", accumulate_into=into)
+    yield equal("gradients accumulated, and added up in the same order", flat(0, into), flat(0, total))

@@ -31,6 +31,7 @@ FAILING = frozenset({Verdict.EXCESS_DRIFT, Verdict.STRUCTURAL, Verdict.REFERENCE
 LEVELS = {
     "ops": ("ckernels.parity.ops", "level 1: every op, forward and backward, in every dtype, on every instruction set"),
     "layer": ("ckernels.parity.layer", "level 2: the decoder layer, stage by stage, forward and backward"),
+    "stages": ("ckernels.parity.stages", "level 3: a real model's layers, stage by stage, forward and backward"),
     "forward": ("ckernels.parity.forward", "level 4: a real model's logits"),
     "train": ("ckernels.parity.train", "level 5: training steps"),
     "invariance": (
@@ -62,6 +63,7 @@ class Options:
     optimizer: str | None = None
     lr: float | None = None
     model: str | None = None
+    layer: int | None = None
     text: str | None = None
     seed: int = 0
     save: str | None = None
@@ -91,7 +93,7 @@ class Case:
     Attributes
     ----------
     level : str
-        "ops", "layer", "forward", "train", "invariance" or "kv".
+        "ops", "layer", "stages", "forward", "train", "invariance" or "kv".
     name : str
         The op, stage, tensor or property.
     what : str
