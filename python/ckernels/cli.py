@@ -120,12 +120,17 @@ def _add_parity(commands):
     size.add_argument("--quick", action="store_true", help="under a minute: fewer probes, shorter texts")
     size.add_argument("--full", action="store_true", help="5 to 10 minutes: more seeds, more texts, more steps")
     size.add_argument("--stress", action="store_true", help="longer still")
-    parity.add_argument("--op", metavar="NAME", help="ops: this op alone, e.g. rms_norm")
+    parity.add_argument("--op", metavar="NAME", help="ops: this op alone, e.g. rms_norm, or gemm as op-diff names it")
     parity.add_argument(
         "--dtype", metavar="DTYPE", help="ops: of float32, float16, bfloat16; several with commas (default: all)"
     )
     parity.add_argument(
         "--isa", metavar="ISA", help="one instruction set: avx512, avx2, baseline, reference; or openblas"
+    )
+    parity.add_argument(
+        "--backends",
+        metavar="NAMES",
+        help="ops: compare two or more with each other: instruction sets, openblas, torch, cuda; with commas",
     )
     parity.add_argument("--config", metavar="NAME", help="layer and train: a preset, e.g. tiny or gqa")
     parity.add_argument("--steps", type=_positive, metavar="N", help="train: number of steps (default 5)")
@@ -197,8 +202,8 @@ def _parity(arguments):
     # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     names = list(levels.LEVELS) if arguments.level == "all" else [arguments.level]
-    fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "text",
-              "seed", "save")  # fmt: skip
+    fields = ("quick", "full", "stress", "op", "dtype", "isa", "backends", "config", "steps", "optimizer", "lr",
+              "model", "text", "seed", "save")  # fmt: skip
     options = levels.Options(**{field: getattr(arguments, field) for field in fields})
     _check_isa(options)
     try:
@@ -254,6 +259,8 @@ def _run_level(name, options, outputs, arguments):
     from .parity import levels
 
     module_name, title = levels.LEVELS[name]
+    if name == "ops" and options.backends is not None:
+        title = levels.OP_DIFF
     options.level = name
     options.progress = outputs[0].progress if outputs else None
     start, cases = time.perf_counter(), []
