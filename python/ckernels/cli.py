@@ -7,6 +7,7 @@ Exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer, no bound); 3
 import argparse
 import collections
 import importlib
+import json
 import os
 import pathlib
 import sys
@@ -14,7 +15,7 @@ import time
 import traceback
 
 from .bench.options import add_bench
-from .parity.options import add_diagnose
+from .parity.options import FORMATS, add_diagnose, add_report
 
 _CODES = """\
 exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer and no bound); 3 vacuous (nothing was compared);
@@ -80,6 +81,7 @@ def _parser():
     _add_parity(commands)
     _add_compare(commands)
     add_diagnose(commands).set_defaults(run=_diagnose)
+    add_report(commands).set_defaults(run=_report)
     add_bench(commands).set_defaults(run=_bench)
     _add_generate(commands)
     fetch = commands.add_parser(
@@ -139,9 +141,7 @@ def _add_parity(commands):
     parity.add_argument("--model", metavar="MODEL", help="forward: a file, a folder, or a name that ck fetch knows")
     parity.add_argument("--text", metavar="TEXT", help="forward: the text to run")
     parity.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all random inputs (default 0)")
-    parity.add_argument(
-        "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
-    )
+    parity.add_argument("--format", choices=FORMATS, default="text", help="of the output (default text)")
     parity.add_argument("--save", metavar="DIR", help="also write report.json and report.txt into this folder")
 
 
@@ -163,15 +163,19 @@ def _add_compare(commands):
     compare.add_argument("--bitwise", action="store_true", help="demand equal bits")
     compare.add_argument("--model", metavar="MODEL", help="of two traces: recompute the stages of A with this model")
     compare.add_argument("--names", metavar="FILE", help="of two traces: JSON that maps foreign names to stages")
-    compare.add_argument(
-        "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
-    )
+    compare.add_argument("--format", choices=FORMATS, default="text", help="of the output (default text)")
 
 
 def _diagnose(arguments):
     from .parity.commands import diagnose_traces
 
     return diagnose_traces(arguments, UsageError, _model_path)
+
+
+def _report(arguments):
+    from .parity.commands import report
+
+    return report(arguments, UsageError)
 
 
 def _add_generate(commands):
@@ -235,9 +239,20 @@ def _parity(arguments):
     text = report.to_json(cases, facts, options, summary)
     if options.save:
         (pathlib.Path(options.save) / "report.json").write_text(text + "\n")
-    if arguments.format != "text":
-        print(text if arguments.format == "json" else report.to_junit(cases, summary))
+    _print(text, cases, summary, arguments.format)
     return summary.exit_code
+
+
+def _print(text, cases, summary, form):
+    """Print what is not tables: JSON as it is, or what is made of it."""
+    from .parity import commands, report
+
+    if form == "json":
+        print(text)
+    elif form == "junit":
+        print(report.to_junit(cases, summary))
+    elif form != "text":
+        commands.show(json.loads(text), "", form, UsageError)
 
 
 def _check_isa(options):
@@ -341,10 +356,9 @@ def _compare(arguments):
         if name not in exact:
             cases.append(levels.unmeasured("compare", name, f"{arguments.exact} has no such array"))
     summary = report.Summary.of(cases, time.perf_counter() - start)
-    if arguments.format == "json":
-        print(report.to_json(cases, machine.machine(), levels.Options(level="compare"), summary))
-    elif arguments.format == "junit":
-        print(report.to_junit(cases, summary))
+    if arguments.format != "text":
+        text = report.to_json(cases, machine.machine(), levels.Options(level="compare"), summary)
+        _print(text, cases, summary, arguments.format)
     else:
         for case in cases:
             print(case.report if case.report is not None else f"{case.verdict}: {case.name}: {case.note}")
