@@ -116,8 +116,9 @@ def _add_parity(commands):
         epilog=_CODES,
     )
     parity.set_defaults(run=_parity)
-    choices = ("all", "ops", "layer", "forward", "train", "kv", "invariance")
-    parity.add_argument("level", nargs="?", default="all", choices=choices, help="one level (default: all)")
+    choices = ("all", "ops", "layer", "forward", "train", "kv", "invariance", "contracts", "coverage")
+    told = "one level (default: all); contracts: what each op promises; coverage: what of it is proved"
+    parity.add_argument("level", nargs="?", default="all", choices=choices, help=told)
     size = parity.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="under a minute: fewer probes, shorter texts")
     size.add_argument("--full", action="store_true", help="5 to 10 minutes: more seeds, more texts, more steps")
@@ -142,6 +143,8 @@ def _add_parity(commands):
     parity.add_argument("--text", metavar="TEXT", help="forward: the text to run")
     parity.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all random inputs (default 0)")
     parity.add_argument("--format", choices=FORMATS, default="text", help="of the output (default text)")
+    told = "coverage: a report of ck parity or pytest as JSON, again for more (default: run ops)"
+    parity.add_argument("--from", dest="reports", action="append", default=[], metavar="FILE", help=told)
     parity.add_argument("--save", metavar="DIR", help="also write report.json and report.txt into this folder")
 
 
@@ -214,6 +217,10 @@ def _parity(arguments):
         levels.dtypes_of(options)
     except levels.OptionError as error:
         raise UsageError(str(error)) from None
+    if arguments.level in ("contracts", "coverage"):
+        from .parity.commands import promised
+
+        return promised(arguments, options, UsageError)
     if options.save:
         pathlib.Path(options.save).mkdir(parents=True, exist_ok=True)
     facts = machine.machine()

@@ -110,6 +110,25 @@ def show(document, text, form, error):
             raise error(str(reason)) from None
 
 
+def promised(arguments, options, error):
+    """``ck parity contracts`` and ``ck parity coverage``; the exit code. Without reports, level 1 is run for one."""
+    from . import contracts, coverage, levels, machine, ops, pages
+    from .report import Summary, to_json
+
+    if arguments.level == "contracts":
+        return contracts.command(options, arguments.format, error)
+    facts = machine.machine()
+    isas = [*dict.fromkeys([*facts["isas"], *facts["lacking"], "cuda"])]
+    try:
+        documents = [pages.read(path) for path in arguments.reports]
+        if not documents:
+            cases = list(ops.run(options))
+            documents = [json.loads(to_json(cases, facts, options, Summary.of(cases, 0.0)))]
+    except (pages.DocumentError, levels.OptionError) as reason:
+        raise error(str(reason)) from None
+    return coverage.command(documents, options.op, arguments.format, isas, error)
+
+
 def report(arguments, error):
     """``ck report FILES``: one page out of saved reports; returns the exit code of the worst of them."""
     from . import pages
