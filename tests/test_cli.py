@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from ckernels import cli
 from ckernels.parity import compare, levels, report
 
-COMMANDS = ["parity", "compare", "diagnose", "bench", "generate", "fetch", "doctor"]
+COMMANDS = ["parity", "compare", "diagnose", "report", "bench", "generate", "fetch", "doctor"]
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ def test_help_is_complete(arguments, capsys):
         (["parity", "--seed", "-1"], "negative"),
         (["parity", "ops", "--op", "nonsense"], "no op is called 'nonsense'"),
         (["parity", "ops", "--isa", "mmx"], "no instruction set is called 'mmx'"),
-        (["parity", "--format", "html"], "invalid choice"),
+        (["parity", "--format", "pdf"], "invalid choice"),
+        (["report"], "required"),
+        (["report", "/nowhere/a.json"], "No such file"),
         (["compare", "only-one"], "required"),
         (["compare", "/nowhere/a.npy", "/nowhere/b.npy"], "no such file"),
         (["generate", "/nowhere/model.gguf", "hello"], "no such file"),

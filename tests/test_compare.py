@@ -454,3 +454,18 @@ assert compare(np.float32([1, 2]), np.array([1.0, 2.0])).verdict == "EXACT"
 assert diagnose(*candidate("rope sign", tokens=9)).causes[0][0] == "rope: sign"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_errors_are_counted_by_their_size_in_ulp():
+    from ckernels.parity.figures import ULP_EDGES, ulp_histogram
+
+    sizes = np.array([0, 0, 1e-300, 0.1, 0.25, 0.49, 0.5, 0.9, 1, 1.9, 2, 4, 8, 15.9, 16, 63.9, 64, 1023.9, 1024, 1e9])
+    wanted = [0] * (len(ULP_EDGES) + 2)
+    for size in sizes:
+        wanted[0 if size == 0 else 1 + sum(size >= edge for edge in ULP_EDGES)] += 1
+    assert ulp_histogram(sizes).tolist() == wanted
+    exact = np.array([1.0, 1.0, 1.5, 1.5, np.nan])
+    step = 2.0**-23
+    report = compare(np.float32([1, 1 + step, 1.5, 1.5 + 5 * step, np.nan]), exact, bound=1e-5)
+    assert report.ulp_counts == [2, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0] and sum(report.ulp_counts) == report.compared
+    assert report.to_dict()["ulp_counts"] == report.ulp_counts

@@ -39,15 +39,23 @@ def wheel(tmp_path_factory):
     return found
 
 
+def entry_points(wheel):
+    """Return the text that says what other programs load from a wheel."""
+    files = zipfile.ZipFile(wheel)
+    (name,) = [name for name in files.namelist() if name.endswith("entry_points.txt")]
+    return files.read(name).decode()
+
+
 def test_one_wheel_for_all_versions_of_python(wheel):
     assert wheel.name.startswith("ckernels-") and "-cp311-abi3-linux_" in wheel.name
 
 
 def test_the_wheel_has_all_it_needs_and_no_source(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("__init__.py", "_ck.abi3.so", "_ck.pyi", "py.typed", "cli.py", "ops/rms_norm.py"):
+    for name in ("__init__.py", "_ck.abi3.so", "_ck.pyi", "py.typed", "cli.py", "ops/rms_norm.py", "parity/pages/page.html"):
         assert f"ckernels/{name}" in names
     assert not [name for name in names if name.endswith((".c", ".h", ".o")) or name.startswith(("tests", "csrc"))]
+    assert "ckernels.pytest_plugin = ckernels.pytest_plugin" in entry_points(wheel)
     vendored = [name for name in names if name.startswith("ckernels/_libs/")]
     if _ck.blas_info()["lacking"] is None and vendored:
         assert any("LICENSE" in name.upper() for name in vendored)

@@ -7,6 +7,7 @@ Exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer, no bound); 3
 import argparse
 import collections
 import importlib
+import json
 import os
 import pathlib
 import sys
@@ -14,7 +15,7 @@ import time
 import traceback
 
 from .bench.options import add_bench
-from .parity.options import add_diagnose
+from .parity.options import FORMATS, add_diagnose, add_report
 
 _CODES = """\
 exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer and no bound); 3 vacuous (nothing was compared);
@@ -80,6 +81,7 @@ def _parser():
     _add_parity(commands)
     _add_compare(commands)
     add_diagnose(commands).set_defaults(run=_diagnose)
+    add_report(commands).set_defaults(run=_report)
     add_bench(commands).set_defaults(run=_bench)
     _add_generate(commands)
     fetch = commands.add_parser(
@@ -114,18 +116,24 @@ def _add_parity(commands):
         epilog=_CODES,
     )
     parity.set_defaults(run=_parity)
-    choices = ("all", "ops", "layer", "stages", "forward", "train", "kv", "invariance")
-    parity.add_argument("level", nargs="?", default="all", choices=choices, help="one level (default: all)")
+    choices = ("all", "ops", "layer", "stages", "forward", "train", "kv", "invariance", "contracts", "coverage")
+    told = "one level (default: all); contracts: what each op promises; coverage: what of it is proved"
+    parity.add_argument("level", nargs="?", default="all", choices=choices, help=told)
     size = parity.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="under a minute: fewer probes, shorter texts")
     size.add_argument("--full", action="store_true", help="5 to 10 minutes: more seeds, more texts, more steps")
     size.add_argument("--stress", action="store_true", help="longer still")
-    parity.add_argument("--op", metavar="NAME", help="ops: this op alone, e.g. rms_norm")
+    parity.add_argument("--op", metavar="NAME", help="ops: this op alone, e.g. rms_norm, or gemm as op-diff names it")
     parity.add_argument(
         "--dtype", metavar="DTYPE", help="ops: of float32, float16, bfloat16; several with commas (default: all)"
     )
     parity.add_argument(
         "--isa", metavar="ISA", help="one instruction set: avx512, avx2, baseline, reference; or openblas"
+    )
+    parity.add_argument(
+        "--backends",
+        metavar="NAMES",
+        help="ops: compare two or more with each other: instruction sets, openblas, torch, cuda; with commas",
     )
     parity.add_argument("--config", metavar="NAME", help="layer and train: a preset, e.g. tiny or gqa")
     parity.add_argument("--steps", type=_positive, metavar="N", help="train: number of steps (default 5)")
@@ -135,9 +143,9 @@ def _add_parity(commands):
     parity.add_argument("--model", metavar="MODEL", help="stages, forward: a file, a folder or a known name")
     parity.add_argument("--text", metavar="TEXT", help="stages and forward: the text to run")
     parity.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all random inputs (default 0)")
-    parity.add_argument(
-        "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
-    )
+    parity.add_argument("--format", choices=FORMATS, default="text", help="of the output (default text)")
+    told = "coverage: a report of ck parity or pytest as JSON, again for more (default: run ops)"
+    parity.add_argument("--from", dest="reports", action="append", default=[], metavar="FILE", help=told)
     parity.add_argument("--save", metavar="DIR", help="also write report.json and report.txt into this folder")
 
 
@@ -159,15 +167,19 @@ def _add_compare(commands):
     compare.add_argument("--bitwise", action="store_true", help="demand equal bits")
     compare.add_argument("--model", metavar="MODEL", help="of two traces: recompute the stages of A with this model")
     compare.add_argument("--names", metavar="FILE", help="of two traces: JSON that maps foreign names to stages")
-    compare.add_argument(
-        "--format", choices=("text", "json", "junit"), default="text", help="of the output (default text)"
-    )
+    compare.add_argument("--format", choices=FORMATS, default="text", help="of the output (default text)")
 
 
 def _diagnose(arguments):
     from .parity.commands import diagnose_traces
 
     return diagnose_traces(arguments, UsageError, _model_path)
+
+
+def _report(arguments):
+    from .parity.commands import report
+
+    return report(arguments, UsageError)
 
 
 def _add_generate(commands):
@@ -198,14 +210,18 @@ def _parity(arguments):
     # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     names = list(levels.LEVELS) if arguments.level == "all" else [arguments.level]
-    fields = ("quick", "full", "stress", "op", "dtype", "isa", "config", "steps", "optimizer", "lr", "model", "layer",
-              "text", "seed", "save")  # fmt: skip
+    fields = ("quick", "full", "stress", "op", "dtype", "isa", "backends", "config", "steps", "optimizer", "lr",
+              "model", "layer", "text", "seed", "save")  # fmt: skip
     options = levels.Options(**{field: getattr(arguments, field) for field in fields})
     _check_isa(options)
     try:
         levels.dtypes_of(options)
     except levels.OptionError as error:
         raise UsageError(str(error)) from None
+    if arguments.level in ("contracts", "coverage"):
+        from .parity.commands import promised
+
+        return promised(arguments, options, UsageError)
     if options.save:
         pathlib.Path(options.save).mkdir(parents=True, exist_ok=True)
     facts = machine.machine()
@@ -231,9 +247,20 @@ def _parity(arguments):
     text = report.to_json(cases, facts, options, summary)
     if options.save:
         (pathlib.Path(options.save) / "report.json").write_text(text + "\n")
-    if arguments.format != "text":
-        print(text if arguments.format == "json" else report.to_junit(cases, summary))
+    _print(text, cases, summary, arguments.format)
     return summary.exit_code
+
+
+def _print(text, cases, summary, form):
+    """Print what is not tables: JSON as it is, or what is made of it."""
+    from .parity import commands, report
+
+    if form == "json":
+        print(text)
+    elif form == "junit":
+        print(report.to_junit(cases, summary))
+    elif form != "text":
+        commands.show(json.loads(text), "", form, UsageError)
 
 
 def _check_isa(options):
@@ -255,6 +282,8 @@ def _run_level(name, options, outputs, arguments):
     from .parity import levels
 
     module_name, title = levels.LEVELS[name]
+    if name == "ops" and options.backends is not None:
+        title = levels.OP_DIFF
     options.level = name
     options.progress = outputs[0].progress if outputs else None
     start, cases = time.perf_counter(), []
@@ -335,10 +364,9 @@ def _compare(arguments):
         if name not in exact:
             cases.append(levels.unmeasured("compare", name, f"{arguments.exact} has no such array"))
     summary = report.Summary.of(cases, time.perf_counter() - start)
-    if arguments.format == "json":
-        print(report.to_json(cases, machine.machine(), levels.Options(level="compare"), summary))
-    elif arguments.format == "junit":
-        print(report.to_junit(cases, summary))
+    if arguments.format != "text":
+        text = report.to_json(cases, machine.machine(), levels.Options(level="compare"), summary)
+        _print(text, cases, summary, arguments.format)
     else:
         for case in cases:
             print(case.report if case.report is not None else f"{case.verdict}: {case.name}: {case.note}")

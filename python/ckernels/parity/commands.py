@@ -1,4 +1,4 @@
-"""What ``ck compare`` and ``ck diagnose`` do with traces."""
+"""What ``ck compare``, ``ck diagnose`` and ``ck report`` do with traces and with reports."""
 
 from __future__ import annotations
 
@@ -91,11 +91,62 @@ def diagnose_traces(arguments, error, locate):
         )  # fmt: skip
     except (ValueError, OSError) as reason:
         raise error(str(reason)) from None
-    if arguments.format == "json":
-        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
-    else:
-        print(f"{found.diff}\n\n{found}" if found.findings else found)
+    show(found.to_dict(), f"{found.diff}\n\n{found}" if found.findings else found, arguments.format, error)
     return found.exit_code
+
+
+def show(document, text, form, error):
+    """Print a document in the form asked for: text, json, html or markdown; `error` is raised where that cannot be."""
+    from . import pages
+
+    if form == "text":
+        print(text)
+    elif form == "json":
+        print(json.dumps(document, indent=1, allow_nan=False))
+    else:
+        try:
+            print((pages.to_html if form == "html" else pages.to_markdown)([document]))
+        except pages.DocumentError as reason:
+            raise error(str(reason)) from None
+
+
+def promised(arguments, options, error):
+    """``ck parity contracts`` and ``ck parity coverage``; the exit code. Without reports, level 1 is run for one."""
+    from . import contracts, coverage, levels, machine, ops, pages
+    from .report import Summary, to_json
+
+    if arguments.level == "contracts":
+        return contracts.command(options, arguments.format, error)
+    facts = machine.machine()
+    isas = [*dict.fromkeys([*facts["isas"], *facts["lacking"], "cuda"])]
+    try:
+        documents = [pages.read(path) for path in arguments.reports]
+        if not documents:
+            cases = list(ops.run(options))
+            documents = [json.loads(to_json(cases, facts, options, Summary.of(cases, 0.0)))]
+    except (pages.DocumentError, levels.OptionError) as reason:
+        raise error(str(reason)) from None
+    return coverage.command(documents, options.op, arguments.format, isas, error)
+
+
+def report(arguments, error):
+    """``ck report FILES``: one page out of saved reports; returns the exit code of the worst of them."""
+    from . import pages
+
+    try:
+        documents = [pages.read(path) for path in arguments.files]
+        found = pages.content(documents)
+        text = (pages.to_html if arguments.format == "html" else pages.to_markdown)(documents)
+    except pages.DocumentError as reason:
+        raise error(str(reason)) from None
+    if arguments.output:
+        try:
+            Path(arguments.output).write_text(text + "\n")
+        except OSError as reason:
+            raise error(f"{arguments.output}: {reason.strerror or reason}") from None
+    else:
+        print(text)
+    return found["code"]
 
 
 def _progress(name):
@@ -105,7 +156,7 @@ def _progress(name):
 def compare_traces(arguments, error, locate):
     """``ck compare A B`` of two traces: with parameters by recomputing, else by their differences alone."""
     if arguments.format == "junit":
-        raise error("--format junit is for arrays; traces have text and json")
+        raise error("--format junit is for arrays; traces have text, json, html and markdown")
     a, b = (read_trace(path, error) for path in (arguments.actual, arguments.exact))
     model = _model(arguments, (b, a), error, locate)
     if model is not None and a.arrays:
@@ -116,7 +167,7 @@ def compare_traces(arguments, error, locate):
         told, text, code = found.to_dict(), str(found), found.exit_code
     else:
         told, text, code = between(a, b)
-    print(json.dumps(told, indent=1, allow_nan=False) if arguments.format == "json" else text)
+    show(told, text, arguments.format, error)
     return code
 
 

@@ -22,6 +22,9 @@ _BROKEN = 0.1
 # Index lists longer than this are cut when a failure is located.
 _LOCATE = 1 << 20
 
+#: Called with the report of every comparison that is made: how a test session gathers them.
+LISTENERS = []
+
 
 def _ratio(error, allowed):
     """Divide so that nothing over nothing is nothing, and something over nothing is infinite."""
@@ -179,6 +182,8 @@ def compare(
         _settle(
             report, Verdict.VACUOUS, f"actual and {' and '.join(same)} are the same memory: it was compared with itself"
         )
+    for listener in LISTENERS:
+        listener(report)
     return report
 
 
@@ -194,6 +199,7 @@ def _fill_figures(report, sums):
     if not n:
         return
     report.max_abs, report.rms, report.ulp = sums.max_abs, math.sqrt(sums.sum_ee / n), sums.max_ulp
+    report.ulp_counts = sums.ulp_counts.tolist()
     report.exact_max, report.exact_rms = sums.max_x, math.sqrt(sums.sum_xx / n)
     report.nmse = sums.sum_ee / sums.sum_xx if sums.sum_xx / n >= 1e-30 else sums.sum_ee / n
     product = math.sqrt(sums.sum_xx) * math.sqrt(sums.sum_yy)

@@ -12,6 +12,10 @@ import numpy as np
 BLOCK = 1 << 16
 # So many of the largest errors are kept for Report.worst().
 WORST = 100
+#: Classes of the histogram of errors in ulp: none at all, then below each of these, then the rest.
+ULP_EDGES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 1024.0)
+# The class of 2^(e-1) <= ulps < 2^e, by e from -2 or less to 11 or more.
+_CLASS_OF = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 9, 9, 10])
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,13 @@ def _ulp_of(values, fmt):
     return np.ldexp(1.0, np.maximum(exponent - 1 - fmt.mantissa, fmt.lowest))
 
 
+def ulp_histogram(ulps):
+    """Count errors by their size in ulp: the classes of ULP_EDGES."""
+    _, exponent = np.frexp(ulps)
+    classes = np.where(ulps == 0, 0, _CLASS_OF[np.clip(exponent, -3, 11) + 3])
+    return np.bincount(classes, minlength=len(ULP_EDGES) + 2)
+
+
 class Figures:
     """Everything that one pass over the blocks collects."""
 
@@ -89,6 +100,7 @@ class Figures:
         self.bound = bound
         self.compared = 0
         self.max_abs = self.sum_ee = self.max_ulp = 0.0
+        self.ulp_counts = np.zeros(len(ULP_EDGES) + 2, np.int64)
         self.max_x = self.sum_xx = self.sum_x = self.sum_y = self.sum_yy = self.sum_xy = 0.0
         self.peer_max = self.peer_ee = 0.0
         self.peer_differs = 0  # elements where only the peer's NaN or inf is out of place
@@ -108,8 +120,10 @@ class Figures:
         x = np.where(np.abs(x) > self.fmt.largest * (1 + 2 * self.fmt.eps), np.copysign(np.inf, x), x)
         edge = np.isfinite(x) & (np.abs(x) >= self.fmt.largest * (1 - 2 * self.fmt.eps))
         if edge.any():
-            y, p = (v if v is None else np.where(edge & (v == np.copysign(np.inf, x)),
-                                                 np.copysign(self.fmt.overflow, x), v) for v in (y, p))
+            y, p = (
+                v if v is None else np.where(edge & (v == np.copysign(np.inf, x)), np.copysign(self.fmt.overflow, x), v)
+                for v in (y, p)
+            )
         finite = np.isfinite(x) & np.isfinite(y)
         if not finite.all():
             same = finite | (np.isnan(x) & np.isnan(y)) | (x == y)
@@ -147,6 +161,7 @@ class Figures:
             kept[0], kept[1] = min(kept[0], float(values.min())), max(kept[1], float(values.max()))
         ulps = error / _ulp_of(magnitude, self.fmt)
         self.max_ulp = max(self.max_ulp, float(ulps.max()))
+        self.ulp_counts += ulp_histogram(ulps)
         rounded = np.clip(_round_to(x, self.fmt), -self.fmt.overflow, self.fmt.overflow)  # an infinity at the edge
         self.rounded_equal = self.rounded_equal and bool((rounded == y).all())
         if bound is not None:

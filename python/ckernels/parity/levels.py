@@ -41,12 +41,16 @@ LEVELS = {
     "kv": ("ckernels.parity.kv", "key-value caches: = is equal bit for bit, a number is error over what is allowed"),
 }
 
+#: The headline of level 1 with ``--backends``.
+OP_DIFF = "op-diff: every op on each backend against float64, and each backend beside each other"
+
 
 @dataclass
 class Options:
     """What the user asked for. A level reads the fields that concern it.
 
     ``level`` is the level being run: a module that serves two levels ("invariance" and "kv") tells them apart by it.
+    ``backends`` names two or more, with commas between them: "ops" then compares these with each other.
     ``dtype`` may name several with commas between them; :func:`dtypes_of` takes them apart.
     ``progress(text)`` may be called with what is being worked on; ``None`` where nobody looks.
     """
@@ -58,6 +62,7 @@ class Options:
     op: str | None = None
     dtype: str | None = None
     isa: str | None = None
+    backends: str | None = None
     config: str | None = None
     steps: int | None = None
     optimizer: str | None = None

@@ -1,4 +1,7 @@
-"""The arguments of ``ck diagnose``."""
+"""The arguments of ``ck diagnose`` and ``ck report``."""
+
+#: What a report may be printed as.
+FORMATS = ("text", "json", "junit", "html", "markdown")
 
 _CODES = """\
 exit codes: 0 all within budget, or a symmetry that the output does not see; 1 a failure; 3 vacuous; 4 wrong usage;
@@ -22,5 +25,21 @@ def add_diagnose(commands):
     dtypes = ("float32", "float16", "bfloat16")
     command.add_argument("--dtype", choices=dtypes, help="in which A computes (default: told from its arrays)")
     command.add_argument("--assume", action="append", metavar="NAME", help="a known deviation that shall not count")
-    command.add_argument("--format", choices=("text", "json"), default="text", help="of the output (default text)")
+    forms = [form for form in FORMATS if form != "junit"]
+    command.add_argument("--format", choices=forms, default="text", help="of the output (default text)")
+    return command
+
+
+def add_report(commands):
+    """Add the command to a parser's commands and return its parser."""
+    command = commands.add_parser(
+        "report",
+        help="one page out of saved reports",
+        description="Put what ck parity, ck compare, ck diagnose, ck mutate (--format json) and pytest (--ck-report) "
+        "have written on one page that needs no network, or into Markdown for a pull request.",
+        epilog="exit codes: that of the worst report: 1 before 3 before 2 before 0; 4 wrong usage; 5 internal error",
+    )
+    command.add_argument("files", nargs="+", metavar="FILE", help="JSON that one of these commands wrote")
+    command.add_argument("--format", choices=("html", "markdown"), default="html", help="of the output (default html)")
+    command.add_argument("--output", metavar="FILE", help="where to write it (default: print it)")
     return command

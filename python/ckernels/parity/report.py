@@ -171,8 +171,10 @@ class TextReport:
         self.stop()
         self._print()
         self._print(f"{title} ({seconds:.1f} s)", "bold")
-        shown = [c for c in cases if c.verdict != levels.NOT_MEASURED and not c.data.get("matrix")]
+        beside = [c for c in cases if c.data.get("backends") is not None]
+        shown = [c for c in cases if c.verdict != levels.NOT_MEASURED and not c.data.get("matrix") and c not in beside]
         self._matrix([c for c in cases if c.data.get("matrix")])
+        self._backends(beside)
         rows = [_row(c) for c in shown]
         columns = [c for c in _COLUMNS if c == "verdict" or any(row[c] for row in rows)]
         if rows:
@@ -199,6 +201,48 @@ class TextReport:
                 self._print(head.ljust(first) + "  " + "  ".join(found), "bold red" if failed else "green")
                 for case in filter(lambda case: case.note, cells.values()):
                     self._print(f"    {case.what}: {case.verdict}: {case.note}", "bold red" if case.failed else "dim")
+
+    def _backends(self, cases):
+        """Print op-diff: the margin of each backend, the NMSE of each pair, ``=`` for equal bits."""
+        columns = dict.fromkeys(tuple(c.data["backends"]) for c in cases if len(c.data["backends"]) in (1, 2))
+        columns = sorted(columns, key=len)
+        columns = [c for c in columns if len(columns) > 1]
+        groups = {}
+        for case in cases:
+            groups.setdefault((case.name, case.what, case.dtype), {})[tuple(case.data["backends"])] = case
+        heads = [["~".join(c) for c in columns]]
+        if not groups:
+            return
+        lefts = [max(len(key[i]) for key in groups) for i in range(3)]
+        widths = [max(len(head), 7) for head in heads[0]]
+
+        def line(left, cells):
+            parts = [text.ljust(width) for text, width in zip(left, lefts, strict=True)]
+            parts += [text.rjust(width) for text, width in zip(cells, widths, strict=True)]
+            return "  ".join(parts).rstrip()
+
+        if columns:
+            self._print(
+                "each backend: margin against float64; each pair: NMSE of the first in the second; =: same bits"
+            )
+            self._print(line(("name", "pass", "dtype"), heads[0]), "underline")
+        for key, found in groups.items():
+            cells = [self._beside(found.get(c)) for c in columns]
+            failed = [c for c in found.values() if c.verdict not in levels.PASSING]
+            self._print(line(key, cells), "bold red" if failed else "green")
+            for case in found.values():
+                if case.note:
+                    self._print(f"    {case.isa}: {case.verdict}: {case.note}", "bold red" if case in failed else "dim")
+
+    @staticmethod
+    def _beside(case):
+        if case is None:
+            return ""
+        if case.verdict not in levels.PASSING:
+            return "RED"
+        if len(case.data["backends"]) == 1:
+            return "loose" if case.margin is None else _short(case.margin)
+        return "=" if case.verdict == Verdict.EXACT else _figure(case.nmse, 1)
 
     @staticmethod
     def _cell(case):

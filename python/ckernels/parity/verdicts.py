@@ -69,6 +69,8 @@ class Report:
         One sentence on why this verdict.
     misplaced : int
         NaN and inf that stand where exact has none, or the reverse.
+    ulp_counts : list of int
+        How many elements err by how many ulp: by nothing, below 1/4, 1/2, 1, 2, 4, 8, 16, 64, 1024, and by more.
     slices : list of (int, int, float)
         Of a failure: axis, index along it, and the share of the squared error in that slice, where one slice of an axis
         has more than half of it.
@@ -101,6 +103,7 @@ class Report:
     exceeding: int = 0
     where: str = ""
     slices: list = field(default_factory=list)
+    ulp_counts: list = field(default_factory=list)
     misplaced: int = 0
     notes: list = field(default_factory=list)
     _worst: list = field(default_factory=list, repr=False)

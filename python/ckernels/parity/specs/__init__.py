@@ -10,9 +10,10 @@ from .products import LINEAR, MATMUL
 from .rotary import MROPE, ROPE, ROPE_TABLE
 from .rows import ADD, EMBEDDING
 from .selection import SELECTION
+from .served import NAMED, SERVED
 from .spec import OpSpec, Probe
 
-__all__ = ["SPECS", "OpSpec", "Probe", "names"]
+__all__ = ["NAMED", "SERVED", "SPECS", "OpSpec", "Probe", "chosen", "names"]
 
 #: Every spec, in the order in which a token meets the ops.
 SPECS = tuple(
@@ -25,3 +26,19 @@ SPECS = tuple(
 def names():
     """Return the names of all ops that have a spec, in order."""
     return list(dict.fromkeys(spec.name for spec in SPECS))
+
+
+def chosen(name=None):
+    """Return the specs that a name stands for, its own or one of NAMED; all of them, composed ones last, without one.
+
+    Raises
+    ------
+    KeyError
+        No op has that name.
+    """
+    every = (*SPECS, *SERVED)
+    wanted = None if name is None else NAMED.get(name, (name,))
+    found = tuple(spec for spec in every if wanted is None or spec.name in wanted)
+    if not found:
+        raise KeyError(name)
+    return found
