@@ -36,7 +36,7 @@ largest(const elem *x, size_t n, v16 scale)
 }
 
 /* What exponentials are relative to: of a row without a number above -inf, all are 0, but for NaN. */
-CK_TEMPLATE v16 base_of(float peak) { return v16_splat(peak == -INFINITY ? 0.0f : peak); }
+CK_TEMPLATE v16 base_of(float peak) { return v16_splat(peak == -INFINITY || CK_FAULT(softmax_no_maximum) ? 0.0f : peak); }
 
 /*
  * The sum of exp(scale * x - base) of a row, block by block in double.  `keep`, where it is not NULL, gets them.
