@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,6 +158,7 @@ def run(
     seed=0,
     source=None,
     isa=None,
+    jobs=2,
     tell=lambda text, share: None,
 ):
     """Plant faults and ask the checks.
@@ -175,6 +177,8 @@ def run(
         A checkout of the sources, from which the test build is made.
     isa : str, optional
         The instruction set; the best one here.
+    jobs : int
+        Processes at a time.
     tell : callable
         ``tell(text, share)``: what is being worked on, and how much of it all is done.
 
@@ -209,8 +213,8 @@ def run(
     path = [str(Path(__file__).resolve().parents[2]), *sys.path]
     job = {"folder": str(folder), "isa": isa, "faults": list(chosen), "checks": list(names), "dtypes": list(dtypes),
            "of": list(of), "seed": seed, "from": 0, "skip": [], "path": path}  # fmt: skip
-    while _attend(job, result, tell):
-        pass
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda part: _all_of(job | {"part": part, "parts": jobs}, result, tell), range(jobs)))
     result.seconds = time.perf_counter() - start
     return result
 
@@ -220,6 +224,12 @@ def catalogue(source):
     inner = {planted for _, _, planted in WIRING.values()}
     found = {name: what for name, what in build.listed(source).items() if name not in inner}
     return found | {name: what for name, (what, _, _) in WIRING.items()}
+
+
+def _all_of(job, result, tell):
+    """Run processes until the checks of one part are done: another after each crash."""
+    while _attend(job, result, tell):
+        pass
 
 
 def _attend(job, result, tell, worker=_WORKER):

@@ -220,6 +220,7 @@ class Level:
                 label = f"{case.name} {case.what}"
                 if case.verdict not in PASSING:
                     seen.kill(f"{label.strip()}: {case.verdict}: {case.note}", case.margin or math.inf)
+                    break  # the rest would only take time
                 seen.margin = max(seen.margin, case.margin or 0.0)
                 seen.outputs[label] = float(case.error or 0.0)
                 report = case.report

@@ -28,6 +28,7 @@ def add_mutate(commands):
     command.add_argument("--isa", metavar="ISA", help="whose kernels (default: the best one here)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of all inputs (default 0)")
     command.add_argument("--source", metavar="DIR", help="the checkout (default: where the package or you are)")
+    command.add_argument("--jobs", type=int, default=2, metavar="N", help="processes at a time (default 2)")
     command.add_argument("--list", action="store_true", help="name the faults, and stop")
     command.add_argument(
         "--correct", type=int, metavar="SEEDS", help="plant nothing: so many runs of the library itself"
@@ -82,8 +83,9 @@ def _plant(arguments, names, dtypes, of, usage, failure):
         return 0
     line = _Line()
     try:
-        result = run_of.run(faults=arguments.fault, names=names, dtypes=dtypes, of=of, seed=arguments.seed,
-                            source=arguments.source, isa=arguments.isa, tell=line)  # fmt: skip
+        options = {"seed": arguments.seed, "source": arguments.source, "isa": arguments.isa}
+        options |= {"jobs": max(1, arguments.jobs), "tell": line}
+        result = run_of.run(faults=arguments.fault, names=names, dtypes=dtypes, of=of, **options)
     except run_of.NotHere as error:
         raise failure(str(error)) from None
     except ValueError as error:

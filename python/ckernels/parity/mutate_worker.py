@@ -60,8 +60,9 @@ def work(job):
     Parameters
     ----------
     job : dict
-        ``folder`` of the test build, ``isa``, ``faults`` (names), ``checks``, ``dtypes``, ``of`` (ops), ``seed``,
-        ``from`` (number of the first check), ``skip`` (faults that it has been asked about, or that crash it).
+        ``folder`` of the test build, ``isa``, ``faults`` (names), ``checks``, ``dtypes``, ``of`` (ops), ``seed``;
+        ``from`` (number of the first check), ``part`` of ``parts`` (every so many), ``skip`` (faults that the first
+        has been asked about, or that crash it).
     """
     ck_c = _load(job["folder"])
     import ckernels as ck
@@ -73,7 +74,7 @@ def work(job):
         found = mutate_checks.checks(job["checks"], job["dtypes"], job["seed"], job["of"])
         _tell(total=len(found))
         for number, check in enumerate(found):
-            if number < job["from"]:
+            if number < job["from"] or number % job["parts"] != job["part"]:
                 continue
             _tell(begin=number, check=check.name, label=check.label, dtype=check.dtype)
             with _planted(ck_c, ""):
