@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from importlib import metadata
@@ -104,16 +105,28 @@ def vendor_blas(folder):
         shutil.copy2(file.locate(), folder / f"{BLAS}.{file.name}")
 
 
+def binding_units():
+    """The Python side, for the limited API."""
+    import numpy
+    python = [f"-I{path}" for path in (sysconfig.get_path("include"), numpy.get_include())]
+    flags = ["-O2", "-DPy_LIMITED_API=0x030B0000", "-Wno-cast-function-type", *python]
+    return [(source, flags) for source in sorted(glob("csrc/bindings/*.c"))]
+
+
+def has_faults(source, flags):
+    """Whether a file, or what it includes, asks for planted faults (csrc/faults.h)."""
+    made = subprocess.run([*compiler(), *flags, "-MM", source], check=True, text=True, capture_output=True).stdout
+    files = re.sub(r"\\\n", " ", made).split(":", 1)[1].split()
+    texts = (Path(file).read_text() for file in files if not file.endswith("csrc/faults.h"))
+    return any("CK_FAULT(" in text or "#ifdef CK_FAULTS" in text for text in texts)
+
+
 class BuildExtension(build_ext):
     """The extension from objects compiled as above."""
 
     def build_extension(self, ext):
         os.chdir(ROOT)
-        import numpy
-        python = [f"-I{path}" for path in self.compiler.include_dirs + [numpy.get_include()]]
-        bindings = [(source, ["-O2", "-DPy_LIMITED_API=0x030B0000", "-Wno-cast-function-type", *python])
-                    for source in sorted(glob("csrc/bindings/*.c"))]
-        objects = compile_all(library_units() + bindings)
+        objects = compile_all(library_units() + binding_units())
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([*compiler(), "-shared", *objects, "-o", str(target), "-pthread", "-ldl", "-lm"], check=True)
@@ -123,6 +136,46 @@ class BuildExtension(build_ext):
         """For ``--inplace`` and editable installs, the library beside the extension too."""
         super().copy_extensions_to_source()
         vendor_blas(ROOT / "python/ckernels/_libs")
+
+
+class BuildFaults(Command):
+    """`python setup.py build_faults --isa avx2 --into DIR`: DIR/_ck.so with the faults of csrc/faults.def.
+
+    For `ck mutate`.  It has the kernels of one instruction set, under the names of all; what no fault is planted in is
+    not compiled again.  Compiled in a third of the time, since it need not be fast: the bits are the same.
+    """
+
+    user_options = [("isa=", None, "the instruction set"), ("into=", None, "the folder"),
+                    ("dtypes=", None, "in whose kernels faults are planted (default f32,bf16,f16)")]
+
+    def initialize_options(self):
+        """Nothing is chosen but all dtypes."""
+        self.isa, self.into, self.dtypes = None, None, ",".join(DTYPES)
+
+    def finalize_options(self):
+        """Say what is missing."""
+        if ISAS.get(self.isa, ("",))[0] != "csrc/kernels" or not self.into:
+            raise SystemExit("build_faults: --isa of an instruction set with kernels and --into are needed")
+        self.into = Path(self.into).absolute()
+
+    def run(self):
+        os.chdir(ROOT)
+        units = []
+        for source, flags in library_units() + binding_units():
+            isa = next((flag[len("-DCK_ISA="):] for flag in flags if flag.startswith("-DCK_ISA=")), self.isa)
+            if isa != self.isa and Path(source).name != "table.c":
+                continue
+            if isa != self.isa:  # a table that names the kernels of the one set
+                rest = [flag for flag in flags if not flag.startswith(("-DCK_REST=", "-DCK_MATRIX_UNIT"))]
+                flags = [*rest, f"-DCK_REST={self.isa}"]
+            of_dtype = [dtype for dtype in DTYPES if f"-DCK_DTYPE={dtype}" in flags]
+            planted = has_faults(source, flags) and set(of_dtype) <= set(self.dtypes.split(","))
+            units.append((source, [*flags, "-O1", "-DCK_FAULTS"] if planted else flags))
+        objects = compile_all([*units, ("csrc/faults.c", ["-O2", "-DCK_FAULTS"])])
+        self.into.mkdir(parents=True, exist_ok=True)
+        made = self.into / f"{os.getpid()}.so"
+        subprocess.run([*compiler(), "-shared", *objects, "-o", str(made), "-pthread", "-ldl", "-lm"], check=True)
+        made.replace(self.into / "_ck.so")  # whole, or not there
 
 
 class BuildLibrary(Command):
@@ -147,7 +200,7 @@ class BuildLibrary(Command):
 
 if __name__ == "__main__":  # tests import this file for the compiler's flags
     setup(
-        cmdclass={"build_ext": BuildExtension, "build_library": BuildLibrary},
+        cmdclass={"build_ext": BuildExtension, "build_faults": BuildFaults, "build_library": BuildLibrary},
         ext_modules=[Extension("ckernels._ck", sources=[], py_limited_api=True)],
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )

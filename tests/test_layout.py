@@ -88,13 +88,13 @@ def test_no_file_without_an_op():
 
 ALLOWED = {
     "runtime": r"runtime/\w+\.h|isa\.def",
-    "ops": r"(ops|runtime)/\w+\.h|(ops|tiles)\.def",
+    "ops": r"(ops|runtime)/\w+\.h|(ops|tiles)\.def|faults\.h",
     "reference": r"reference/\w+\.h|kernels/kernel\.h|ops/\w+\.h",
-    "kernels": r"(kernels|simd|ops)/\w+\.h|(ops|tiles)\.def",
+    "kernels": r"(kernels|simd|ops)/\w+\.h|(ops|tiles)\.def|faults\.h",
     "tiles": r"(kernels|simd|ops)/\w+\.h",
     "simd": r"simd/\w+\.h|ops/op\.h",
-    "layers": r"(layers|ops|runtime)/\w+\.h|ops\.def",
-    "bindings": r"(bindings|layers|ops|runtime)/\w+\.h|ops\.def|ckernels\.h",
+    "layers": r"(layers|ops|runtime)/\w+\.h|ops\.def|faults\.h",
+    "bindings": r"(bindings|layers|ops|runtime)/\w+\.h|ops\.def|ckernels\.h|faults\.h",
 }
 
 

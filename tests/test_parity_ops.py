@@ -103,9 +103,10 @@ class Pretender:
         def make(params, **options):
             start, grads, state = {k: v.copy() for k, v in params.items()}, [], {}
 
-            def step(given):
+            def step(given, max_norm=None):
                 grads.append(given["weight"])
-                inputs = {"p0": start["weight"], "grads": grads, "options": options}
+                limit = {} if max_norm is None else {"max_norm": max_norm}
+                inputs = {"p0": start["weight"], "grads": grads, "options": options | limit}
                 found = self._finish(name, self._compute(spec, self._wrong(name, inputs)))
                 params["weight"][...] = found.pop("weight")
                 state[0] = found

@@ -2,6 +2,7 @@
 #include "bindings/arrays.h"
 #include "bindings/blas.h"
 #include "bindings/memory.h"
+#include "bindings/planted.h"
 #include "layers/decoder.h"
 #include "ops/ops.h"
 #include "runtime/dispatch.h"
@@ -301,6 +302,7 @@ static PyMethodDef methods[] = {
     {"fail_allocation", fail_allocation, METH_O, "fail_allocation($module, n, /)\n--\n\nFor tests: the n-th allocation from now fails, once."},
     {"build_info", build_info, METH_NOARGS, "build_info($module, /)\n--\n\nWhat was built, and what this CPU lacks."},
     CK_BLAS_METHODS
+    CK_FAULTS_METHODS
     {NULL, NULL, 0, NULL},
 };
 

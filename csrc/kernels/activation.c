@@ -56,10 +56,10 @@ backward(const ck_array *dx_, const ck_array *dy_, const ck_array *x_, size_t C,
 
 #define PLAIN(name, value, slope) ACTIVATION(name, value, slope, v16_zero())
 PLAIN(relu, v16_relu(x), v16_relu_back(dy, x))
-PLAIN(silu, v16_silu_elem(x), v16_mul(dy, v16_silu_slope_elem(x)))
-PLAIN(gelu, v16_gelu_elem(x), v16_mul(dy, v16_gelu_slope_elem(x)))
+PLAIN(silu, CK_FAULT(silu_gelu) ? v16_gelu_elem(x) : v16_silu_elem(x), v16_mul(dy, CK_FAULT(silu_slope) ? v16_gelu_sigmoid_slope_elem(x) : v16_silu_slope_elem(x)))
+PLAIN(gelu, CK_FAULT(gelu_tanh) ? v16_gelu_tanh_elem(x) : v16_gelu_elem(x), v16_mul(dy, v16_gelu_slope_elem(x)))
 PLAIN(gelu_tanh, v16_gelu_tanh_elem(x), v16_mul(dy, v16_gelu_tanh_slope_elem(x)))
-PLAIN(gelu_sigmoid, v16_gelu_sigmoid_elem(x), v16_mul(dy, v16_gelu_sigmoid_slope_elem(x)))
+PLAIN(gelu_sigmoid, CK_FAULT(gelu_sigmoid_silu) ? v16_silu_elem(x) : v16_gelu_sigmoid_elem(x), v16_mul(dy, v16_gelu_sigmoid_slope_elem(x)))
 PLAIN(sigmoid, v16_sigmoid_elem(x), v16_mul(dy, v16_sigmoid_slope_elem(x)))
 PLAIN(tanh, v16_tanh_elem(x), v16_mul(dy, v16_tanh_slope_elem(x)))
 ACTIVATION(softcap, v16_softcap_elem(x, cap), v16_mul(dy, v16_softcap_slope_elem(x, cap)), v16_splat((float)a->cap))

@@ -19,8 +19,11 @@ typedef struct {
 static inline __attribute__((always_inline)) void
 update(pointers x, size_t c, size_t n, bool wide, const factors *f)
 {
-    const v16 p = v16_mul(v16_load(x.param + c, n), f->keep);
-    const v16 g = v16_mul(wide ? v16_load_f32((const float *)x.grad + c, n) : v16_load((const elem *)x.grad + c, n), f->scale);
+    const v16 whole = v16_load(x.param + c, n), kept = v16_mul(whole, f->keep);
+    const v16 given = wide ? v16_load_f32((const float *)x.grad + c, n) : v16_load((const elem *)x.grad + c, n);
+    const v16 p = CK_FAULT(adamw_decay_coupled) || CK_FAULT(adamw_decay_after) ? whole : kept;
+    const v16 drawn = CK_FAULT(adamw_decay_coupled) ? v16_sub(whole, kept) : v16_zero();
+    const v16 g = CK_FAULT(adamw_decay_coupled) ? v16_fma(given, f->scale, drawn) : v16_mul(given, f->scale);
     const v16 before = v16_load_f32(x.avg + c, n);
     const v16 m = v16_fma(f->blend, v16_sub(g, before), f->from_grad ? g : before);
     const v16 v = v16_fma(v16_mul(f->fresh, g), g, v16_mul(f->old, v16_load_f32(x.sq + c, n)));
@@ -30,10 +33,13 @@ update(pointers x, size_t c, size_t n, bool wide, const factors *f)
         u = v16_select(v16_is_nan(peak), peak, v16_max(peak, v)); /* v16_max takes v where v is NaN */
         v16_store_f32(x.peak + c, u, n);
     }
-    const v16 d = v16_add(v16_div(v16_sqrt(u), f->root), f->eps);
+    const v16 d = CK_FAULT(adamw_eps_inside) ? v16_div(v16_sqrt(v16_add(u, f->eps)), f->root)
+                                             : v16_add(v16_div(v16_sqrt(u), f->root), f->eps);
     v16_store_f32(x.avg + c, m, n);
-    v16_store_f32(x.sq + c, v, n);
-    v16_store(x.param + c, v16_fma(f->step, v16_div(m, d), p), n);
+    if (!CK_FAULT(adamw_stale_state))
+        v16_store_f32(x.sq + c, v, n);
+    const v16 moved = v16_fma(f->step, v16_div(m, d), p);
+    v16_store(x.param + c, CK_FAULT(adamw_decay_after) ? v16_mul(moved, f->keep) : moved, n);
     if (x.zeroed != NULL && wide)
         v16_store_f32((float *)x.zeroed + c, v16_zero(), n);
     else if (x.zeroed != NULL)

@@ -14,6 +14,8 @@ forward(const struct ck_add_fwd *a, ck_task task, bool stream)
         elem *out = (elem *)ck_row(&a->out, s.row) + s.column;
         CK_WALK(c, w, out, s.n, stream, {
             v16_put(out + c, v16_fma(v16_load(y + c, w), alpha, v16_load(x + c, w)), w, stream);
+            if (CK_FAULT(memory_input_modified))
+                v16_store((elem *)x + c, v16_zero(), w);
         });
     }
     if (stream)
@@ -40,7 +42,7 @@ backward(const struct ck_add_bwd *a, ck_task task, bool stream)
             const v16 d = v16_load(dout + c, w);
             if (dx != dout)
                 v16_put(dx + c, d, w, stream);
-            v16_put(dy + c, v16_mul(d, alpha), w, stream);
+            v16_put(dy + c, CK_FAULT(residual_alpha) ? d : v16_mul(d, alpha), w, stream);
         });
     }
     if (stream)

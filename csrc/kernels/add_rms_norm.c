@@ -13,7 +13,9 @@ typedef struct {
 CK_TEMPLATE v16
 sum_of(const forward_row *row, size_t c, size_t n)
 {
-    const v16 sum = v16_add(v16_load(row->residual + c, n), v16_load(row->x + c, n));
+    const v16 x = v16_load(row->x + c, n), residual = v16_load(row->residual + c, n);
+    const v16 twice = CK_FAULT(residual_doubled) ? v16_add(residual, residual) : residual;
+    const v16 sum = CK_FAULT(residual_missing) ? x : v16_add(twice, x);
     if (CK_IS_FLOAT)
         return sum;
     elem rounded[16];
@@ -40,7 +42,7 @@ normed(const void *of, size_t c, size_t n)
     if (row->stream_h)
         v16_stream(row->h + c, h, n);
     else
-        v16_store(row->h + c, h, n);
+        v16_store(row->h + c, CK_FAULT(residual_normed) ? v16_mul(h, row->scale) : h, n);
     return v16_mul(v16_mul(h, row->scale), v16_load_f32(row->weight + c, n));
 }
 
@@ -71,7 +73,7 @@ forward(const struct ck_add_rms_norm_fwd *a, const norm_walk *walk, norm_way way
         if (norm_measured(&gang, walk, i, C, way))
             continue;
         for (size_t j = 0; j < gang.n; j++)
-            rstd[j] = (float)(1 / sqrt(gang.a[j] / (double)C + a->eps));
+            rstd[j] = (float)norm_rstd(gang.a[j], C, a->eps);
         for (size_t j = 0; j < gang.n; j++) {
             const norm_span s = norm_span_at(walk, i + j, C, way);
             if (a->rstd != NULL && s.begin == 0)
@@ -115,7 +117,7 @@ gradient(const void *of, size_t c, size_t n)
     const backward_row *row = of;
     const v16 h = v16_load(row->h + c, n), dy = v16_load(row->dy + c, n), dh = v16_load(row->dh + c, n);
     const v16 g = v16_mul(dy, v16_load_f32(row->weight + c, n));
-    const v16 sum = v16_add(dh, v16_mul(row->scale, v16_fma(h, row->pull, g)));
+    const v16 sum = v16_add(CK_FAULT(residual_gradient) ? v16_zero() : dh, v16_mul(row->scale, v16_fma(h, row->pull, g)));
     norm_fetch(row->next_h + c);
     norm_fetch(row->next_dy + c);
     norm_fetch(row->next_dh + c);

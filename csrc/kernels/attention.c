@@ -16,7 +16,7 @@ finish(block *s, const struct ck_attention_fwd *a, const ck_attention_place *at,
     const size_t h = head_of(s, r), t = query_of(s, r), row = (size_t)at->item->stat + h * a->T + t;
     elem *y = (elem *)(rows_at(&a->y, at->b, h) + (ptrdiff_t)((size_t)at->item->q + t) * a->y.stride[2]);
 
-    if (a->sinks != NULL && a->sinks[h] != -INFINITY)
+    if (a->sinks != NULL && a->sinks[h] != -INFINITY && !CK_FAULT(attention_sinks_ignored))
         merge(s, r, a->sinks[h], 1.0f + 0.0f * a->sinks[h], NULL); /* exp(sink - sink): NaN where that is inf - inf */
     const v16 sum = v16_splat(s->sum[r] != 0.0f ? s->sum[r] : 1.0f);
     for (size_t d = 0; d < s->D; d += 16)
@@ -39,15 +39,17 @@ forward(const struct ck_attention_fwd *a, const ck_attention_plan *plan, ck_atte
     const size_t first = (size_t)at.item->k;
 
     const ck_kv_cache *cache = a->cache;
-    s.k = cache != NULL ? source_of_cache(cache, &cache->k, at.b, at.g) : source_of(&a->k, at.b, at.g, a->D);
-    s.v = cache != NULL ? source_of_cache(cache, &cache->v, at.b, at.g) : source_of(&a->v, at.b, at.g, a->D);
+    const size_t k_of = CK_FAULT(attention_group_k) ? (at.g + 1) % a->G : at.g;
+    const size_t v_of = CK_FAULT(attention_group_v) ? (at.g + 1) % a->G : at.g;
+    s.k = cache != NULL ? source_of_cache(cache, &cache->k, at.b, k_of) : source_of(&a->k, at.b, k_of, a->D);
+    s.v = cache != NULL ? source_of_cache(cache, &cache->v, at.b, v_of) : source_of(&a->v, at.b, v_of, a->D);
     s.k.first += (ptrdiff_t)first * s.k.step;
     s.v.first += (ptrdiff_t)first * s.v.step;
     for (size_t r = 0; r < s.rows; r++)
         s.at[r] = rows_at(&a->q, at.b, head_of(&s, r)) + (ptrdiff_t)((size_t)at.item->q + query_of(&s, r)) * q.step;
     if (plan->parts == 0) {
         block_forward(&s, &q, 0, s.rule.keys);
-        for (size_t r = 0; r < s.rows; r++)
+        for (size_t r = 0; r + CK_FAULT(attention_last_query) < s.rows; r++)
             finish(&s, a, &at, r);
         return;
     }
@@ -73,7 +75,7 @@ CK_KERNEL(attention_merge)
         const float *part = a->parts + i * parts * a->part;
         at.block = at.blocks - 1 - at.block;
         block s = block_at(&a->of, &at, task.scratch);
-        for (size_t p = 0; p < parts; p++, part += a->part)
+        for (size_t p = 0; p + CK_FAULT(attention_last_part) < parts; p++, part += a->part)
             for (size_t r = 0; r < s.rows; r++)
                 if (part[r] != -INFINITY)
                     merge(&s, r, part[r], part[s.rows + r], part + 2 * s.rows + r * s.width);

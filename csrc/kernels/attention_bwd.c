@@ -115,7 +115,7 @@ ALWAYS void
 differentiate(float *x, float *dp, const float *slope, size_t i, v16 max, v16 share, v16 dot)
 {
     const v16 z = v16_load_f32(x + i, 16), p = v16_mul(v16_exp_below(v16_sub(z, max)), share);
-    v16 dx = v16_mul(p, v16_sub(v16_load_f32(dp + i, 16), dot));
+    v16 dx = v16_mul(p, v16_sub(v16_load_f32(dp + i, 16), CK_FAULT(attention_jacobian) ? v16_zero() : dot));
     if (slope != NULL)
         dx = v16_mul(dx, v16_load_f32(slope + i, 16));
     const v16_mask shut = v16_eq(z, v16_splat(-INFINITY));
@@ -227,6 +227,11 @@ block_keys(block *s, float *dk, float *dv, size_t s0, span reach)
                           mask_at(&s->rule, head_of(s, r), query_of(s, r), s0));
     if (finite)
         weigh(s->dq, s->width, s->dp, s->k_rows, s->rows, s->tiles);
+    for (size_t r = 0; CK_FAULT(attention_group_sum) && r < s->rows; r++)
+        if (r % s->heads != 0) {
+            memset(s->x + r * STEP, 0, STEP * sizeof *s->x);
+            memset(s->dp + r * STEP, 0, STEP * sizeof *s->dp);
+        }
     if (s->finite) {
         weigh_turned(s, dk, s->dp, s->q_rows, reach);
         weigh_turned(s, dv, s->x, s->dy_rows, reach);
@@ -335,7 +340,7 @@ fold(const struct ck_attention_bwd_keys *a, const ck_attention_place *at, const 
         for (size_t d = 0; d < D; d += 16) {
             v16 sum = v16_zero();
             for (size_t c = 0; c < at->blocks; c++) {
-                if (s < seen_by[c].from || s >= seen_by[c].to)
+                if (s < seen_by[c].from || s >= seen_by[c].to || (CK_FAULT(attention_chunk_lost) && c + 1 == at->blocks))
                     continue;
                 chunk.block = c;
                 const float *part = a->parts + ck_attention_part_at(&chunk, D) - a->base + skip + s * width;

@@ -73,7 +73,7 @@ merge(block *s, size_t r, float max, float sum, const float *part)
         return;
     }
     const bool stays = max <= s->max[r];
-    const float shrink = exp_one(stays ? max - s->max[r] : s->max[r] - max);
+    const float shrink = CK_FAULT(attention_no_rescale) ? 1.0f : exp_one(stays ? max - s->max[r] : s->max[r] - max);
     const v16 by = v16_splat(shrink);
     s->sum[r] = stays ? s->sum[r] + sum * shrink : s->sum[r] * shrink + sum;
     if (!stays)
@@ -96,13 +96,15 @@ exponentials(float *x, span all, float *max)
     for (size_t i = begin; *max == -INFINITY && i < end; i++)
         if (x[i] != x[i])
             *max = x[i]; /* nothing but NaN: the row is NaN, not empty */
-    if (*max == -INFINITY) {
+    if (*max == -INFINITY && !CK_FAULT(attention_empty_split)) {
         memset(x + begin, 0, (end - begin) * sizeof *x);
         return 0.0f;
     }
+    if (CK_FAULT(attention_no_maximum))
+        *max = 0;
     const v16 top = v16_splat(*max);
     for (size_t i = begin; i < end; i += 16) {
-        const v16 p = v16_exp_below(v16_sub(v16_load_f32(x + i, 16), top));
+        const v16 z = v16_sub(v16_load_f32(x + i, 16), top), p = CK_FAULT(attention_no_maximum) ? v16_exp(z) : v16_exp_below(z);
         v16_store_f32(x + i, p, 16);
         sum = v16_add(sum, p);
     }
@@ -163,7 +165,7 @@ block_partition(block *s, size_t s0, span reach)
             values_where_strange(s, s0);
     }
     for (size_t r = 0; r < s->rows; r++)
-        if (s->part_max[r] != -INFINITY)
+        if (s->part_max[r] != -INFINITY || CK_FAULT(attention_empty_split))
             merge(s, r, s->part_max[r], s->part_sum[r], s->part + r * s->width);
 }
 

@@ -21,9 +21,18 @@ typedef struct {
     ck_array mask;
 } rule;
 
+/* The scale of the scores. */
+static inline float
+scale_of(double scale, size_t D)
+{
+    return (float)(CK_FAULT(attention_scale_missing) ? 1 : CK_FAULT(attention_scale_1_D) ? 1 / (double)D
+                   : CK_FAULT(attention_scale_105) ? 1.05 * scale : scale);
+}
+
 #define RULE(a, item, b)                                                                                              \
-    ((rule){(item)->offset, (a)->left, (a)->right, (size_t)(item)->S, b, (a)->causal, (float)(a)->scale,              \
-            (float)(a)->softcap, (a)->attn_mask})
+    ((rule){(item)->offset, (a)->left, (a)->right, (size_t)(item)->S, b, (a)->causal, scale_of((a)->scale, (a)->D),   \
+            CK_FAULT(attention_softcap_missing) ? 0 : (float)(a)->softcap,                                            \
+            CK_FAULT(attention_mask_ignored) ? (ck_array){.data = NULL} : (a)->attn_mask})
 
 static inline size_t wide(size_t n) { return (n + 15) / 16 * 16; }
 
@@ -33,12 +42,12 @@ seen(const rule *u, size_t t)
 {
     const int64_t far = INT64_C(1) << 61, p = u->offset + (int64_t)t;
     int64_t from = 0, to = (int64_t)u->keys;
-    if (u->causal && p < to)
-        to = p + 1;
+    if (u->causal && p + CK_FAULT(attention_causal_late) < to && !CK_FAULT(attention_causal_ignored))
+        to = p + 1 + CK_FAULT(attention_causal_late) - CK_FAULT(attention_causal_early);
     if (u->right >= 0 && u->right < far && p + u->right < to)
         to = p + u->right + 1;
     if (u->left >= 0 && u->left < far && p - u->left > 0)
-        from = p - u->left;
+        from = p - u->left + CK_FAULT(attention_window_narrow) - CK_FAULT(attention_window_wide);
     return from < to ? (span){(size_t)from, (size_t)to} : (span){0, 0};
 }
 
@@ -110,7 +119,7 @@ bend(const rule *u, float *x, float *slope, span of, span all)
         of = (span){end, end};
     for (size_t i = begin; i < of.from; i++)
         x[i] = -INFINITY;
-    for (size_t i = of.to; i < end; i++)
+    for (size_t i = of.to; i < end && !CK_FAULT(attention_key_tail); i++)
         x[i] = -INFINITY;
 }
 

@@ -61,8 +61,10 @@ source_places(const source *x, size_t s, size_t n, place *at)
     }
     const bool plain = x->form->format == CK_KV_PLAIN;
     for (size_t i = 0, run; i < n; i += run) {
-        run = n - i;
-        const size_t row = ck_kv_run(x->form, x->b, x->g, s + i, &run);
+        const bool by_token = CK_FAULT(kv_layout) && x->form->table == NULL;
+        run = by_token ? 1 : n - i;
+        const size_t row = by_token ? (x->b * x->form->S + s + i) * x->form->G + x->g
+                                    : ck_kv_run(x->form, x->b, x->g, s + i, &run);
         for (size_t j = 0; j < run; j++)
             at[i + j] = plain ? (const char *)x->part->codes + (row + j) * x->form->W : (const char *)(uintptr_t)(row + j);
     }

@@ -51,7 +51,7 @@ CK_KERNEL(sum_of_squares)
         }
         if (c < at.n) {
             v16_store_f32(wide, v16_load(x + c, at.n - c), 16);
-            add_squares(lane, wide, at.n - c);
+            add_squares(lane, wide, at.n - c - CK_FAULT(clip_tail));
         }
     }
     *(double *)task.work = total + fold(lane);

@@ -13,9 +13,11 @@ finish(const struct ck_cross_entropy_fwd *a, size_t r, int64_t t, ck_measure row
     if (t != a->ignore_index) {
         const double lse = row.peak + log;
         const elem *logits = ck_row(&a->logits, r);
-        loss = lse - (1 - s) * score(v16_load(logits + t, 1), (float)a->softcap) + a->z_loss * lse * lse;
+        loss = lse - (1 - s) * score(v16_load(logits + (CK_FAULT(loss_targets_shifted) ? (t + 1) % (int64_t)a->V : t), 1), (float)a->softcap) + a->z_loss * lse * lse;
         if (s > 0)
             loss -= s / (double)a->V * row.other;
+        if (CK_FAULT(loss_log_eps))
+            loss = -log(exp(-loss) + 1e-10);
     }
     if (a->losses != NULL)
         a->losses[r] = (float)loss;

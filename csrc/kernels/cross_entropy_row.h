@@ -80,7 +80,7 @@ sum_row(ck_measure *row, const elem *logits, size_t V, float softcap, bool smoot
         const size_t n = block_end(begin, V) - begin;
         const float peak = score(v16_splat(largest(logits + begin, n, v16_splat(1.0f))), softcap);
         if (peak > row->peak) {
-            row->sum = row->sum == 0 ? 0 : row->sum * exp((double)row->peak - peak);
+            row->sum = row->sum == 0 ? 0 : CK_FAULT(loss_no_rescale) ? row->sum : row->sum * exp((double)row->peak - peak);
             row->peak = peak;
         }
         sum_block(logits + begin, n, softcap, smooth, base_of(row->peak), &row->sum, &row->other);
@@ -169,7 +169,7 @@ at_target(const elem *logit, float softcap, float peak, double scale, double smo
     v16 slopes;
     const v16 x = capped(v16_load(logit, 1), softcap, &slopes);
     const double e = first(v16_exp(v16_sub(x, v16_splat(peak)))), slope = first(slopes);
-    return v16_splat((float)((scale * e - smooth - g) * (1 - slope * slope)));
+    return v16_splat((float)((scale * e - smooth - (CK_FAULT(loss_gradient_one) ? 0 : g)) * (1 - slope * slope)));
 }
 
 /* What the gradient of a row depends on beside its logits; V: all classes, where `logits` may be some of them. */

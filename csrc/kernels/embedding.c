@@ -44,12 +44,12 @@ sum_columns(const struct ck_embedding_bwd *a, const size_t *row, size_t rows, el
     float x[WIDE];
     double sum[WIDE];
 
-    for (size_t k = 0; k < rows; k++) {
+    for (size_t k = CK_FAULT(embedding_run) && rows > 1; k < rows; k++) {
         const elem *dy = (const elem *)ck_row(&a->dy, row[k]) + c;
         for (size_t i = 0; i < n; i += 16)
             v16_store_f32(x + i, v16_load(dy + i, n - i), 16);
         for (size_t i = 0; i < n; i++)
-            sum[i] = k == 0 ? x[i] : sum[i] + x[i];
+            sum[i] = k == (CK_FAULT(embedding_run) && rows > 1) ? x[i] : sum[i] + x[i];
     }
     if (a->accumulate) {
         for (size_t i = 0; i < n; i += 16)
@@ -74,7 +74,7 @@ gather(const struct ck_embedding_bwd *a, ck_task task, bool stream)
         elem *dweight = ck_row(&a->dweight, v); /* [v,:] */
         if (rows == 0 && a->accumulate)
             continue;
-        if (rows == 0)
+        if (rows == 0 || (CK_FAULT(embedding_row_0) && v == 0))
             ck_clear((char *)dweight, width, stream);
         else if (rows == 1 && !a->accumulate)
             ck_copy((char *)dweight, ck_row(&a->dy, order->row[begin]), width, stream);

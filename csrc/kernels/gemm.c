@@ -100,7 +100,7 @@ activate(v16 z, int64_t activation)
     case CK_RELU: return v16_relu(z);
     case CK_SILU: return v16_silu_elem(z);
     case CK_GELU: return v16_gelu_elem(z);
-    case CK_GELU_TANH: return v16_gelu_tanh_elem(z);
+    case CK_GELU_TANH: return CK_FAULT(linear_gelu_erf) ? v16_gelu_elem(z) : v16_gelu_tanh_elem(z);
     case CK_GELU_SIGMOID: return v16_gelu_sigmoid_elem(z);
     case CK_SIGMOID: return v16_sigmoid_elem(z);
     case CK_TANH: return v16_tanh_elem(z);
@@ -120,12 +120,14 @@ finish(const struct ck_gemm *a, const ck_gemm_block *at, const float *sum, size_
         for (size_t j = 0; j < at->columns; j += 16) {
             const size_t n = at->columns - j;
             v16 z = v16_load_f32(sum + j, 16);
-            if (a->bias != NULL)
+            if (a->bias != NULL && !CK_FAULT(linear_bias_missing))
+                z = v16_add(z, v16_load(a->bias + at->n + j, n));
+            if (CK_FAULT(linear_bias_doubled) && a->bias != NULL)
                 z = v16_add(z, v16_load(a->bias + at->n + j, n));
             if (pre != NULL)
                 v16_store(pre + j, z, n);
             z = activate(z, a->activation);
-            if (residual != NULL)
+            if (residual != NULL && !CK_FAULT(linear_residual_missing))
                 z = v16_add(z, v16_load(residual + j, n));
             v16_store(c + j, z, n);
         }
@@ -183,7 +185,7 @@ typedef struct {
 static void
 strip(const struct ck_gemm *a, const work *w, const float *rows, size_t n, size_t k)
 {
-    const size_t K = a->K - k < CK_GEMM_K ? a->K - k : CK_GEMM_K, column = w->at.n + n;
+    const size_t K = a->K - k < CK_GEMM_K ? a->K - k - (CK_FAULT(linear_k_tail) && a->K - k > 1) : CK_GEMM_K, column = w->at.n + n;
     const size_t left = (w->at.columns - n + CK_PANEL - 1) / CK_PANEL;
     const size_t wide = left < CK_TILE_PANELS ? 1 : CK_TILE_PANELS;
     operands o = {.a = rows, .K = K, .sum = w->sums + n, .stride = w->stride, .first = k == 0,
@@ -202,6 +204,10 @@ strip(const struct ck_gemm *a, const work *w, const float *rows, size_t n, size_
     for (size_t j = wide; j-- > 0;)
         o.b = take_b(w->panels + j * o.panel, a, w->at.batch, column + j * CK_PANEL, k, K);
     multiply(&o, w->at.rows, wide);
+    for (size_t i = 0; CK_FAULT(linear_short_sums) && i < w->at.rows * wide; i++) {
+        float *sum = o.sum + i / wide * o.stride + i % wide * CK_PANEL;
+        v16_store_f32(sum, v16_short(v16_load_f32(sum, 16)), 16);
+    }
 }
 
 static void

@@ -9,14 +9,27 @@
 typedef v16 function(v16 gate);
 typedef v16 both(v16 gate, v16 g, v16 *back);
 
+/* f(gate); what is mistaken for SiLU are the GELUs. */
+CK_TEMPLATE v16
+gated(function *f, v16 gate)
+{
+    if (CK_FAULT(mlp_gelu_erf) && f == v16_silu_elem)
+        return v16_gelu_elem(gate);
+    if (CK_FAULT(mlp_gelu_tanh) && f == v16_silu_elem)
+        return v16_gelu_tanh_elem(gate);
+    if (CK_FAULT(mlp_gelu_sigmoid) && f == v16_silu_elem)
+        return v16_gelu_sigmoid_elem(gate);
+    return CK_FAULT(mlp_no_gate) ? v16_splat(1.0f) : f(gate);
+}
+
 CK_TEMPLATE void
 forward(const struct ck_swiglu_fwd *a, ck_task task, function *f, bool stream)
 {
     for (ck_stretch s = ck_first_stretch(task, a->F); s.n != 0; s = ck_next_stretch(s, task, a->F)) {
-        const elem *gate = AT(a->gate), *up = AT(a->up);
+        const elem *gate = CK_FAULT(mlp_swapped) ? AT(a->up) : AT(a->gate), *up = CK_FAULT(mlp_swapped) ? AT(a->gate) : AT(a->up);
         elem *y = AT(a->y);
         CK_WALK(c, w, y, s.n, stream, {
-            v16_put(y + c, v16_mul(f(v16_load(gate + c, w)), v16_load(up + c, w)), w, stream);
+            v16_put(y + c, v16_mul(gated(f, v16_load(gate + c, w)), v16_load(up + c, w)), w, stream);
         });
     }
     if (stream)

@@ -99,7 +99,7 @@ CK_KERNEL(split_qkv_fwd)
         const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);
         const rows qkv = by_column(&a->qkv, b, t, T, width);
         move(by_head(&a->q, b, t, H, T), qkv, H, n, width, stream);
-        move(by_head(&a->k, b, t, G, T), beyond(qkv, H), G, n, width, stream);
+        move(by_head(&a->k, b, t, G, T), beyond(qkv, CK_FAULT(split_k_is_v) ? H + G : H), G, n, width, stream);
         move(by_head(&a->v, b, t, G, T), beyond(qkv, H + G), G, n, width, stream);
     }
     if (stream)
@@ -132,7 +132,7 @@ swap(ck_task task, const ck_array *heads, const ck_array *tokens, bool to_tokens
 
     for (size_t i = task.begin; i < task.end; i++) {
         const size_t b = i / blocks, t = i % blocks * CK_HEADS_T, n = left_of(t, T);
-        const rows x = by_head(heads, b, t, H, T), y = by_token(tokens, b, t, H, T);
+        const rows x = CK_FAULT(heads_swapped) && H == T ? by_token(heads, b, t, H, T) : by_head(heads, b, t, H, T), y = by_token(tokens, b, t, H, T);
         move(to_tokens ? y : x, to_tokens ? x : y, H, n, width, stream);
     }
     if (stream)

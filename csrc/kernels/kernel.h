@@ -14,6 +14,7 @@
  * AVX-512 flags could otherwise be the copy the linker keeps for everyone.  Each includes the header of its own op and
  * no other's, so that a new op compiles its own kernels alone.
  */
+#include "faults.h"
 #include "ops/op.h"
 
 #define CK_NAME__(op, dtype, isa) ck_##op##_##dtype##_##isa

@@ -80,7 +80,7 @@ backward(const struct ck_kl_div_bwd *a, ck_task task, bool log_target, bool each
         const float *dy = each ? (const float *)ck_row(&a->dy, s.row) + s.column : NULL;
         CK_WALK(c, w, dx, s.n, stream, {
             const v16 g = each ? v16_neg(v16_load_f32(dy + c, w)) : shared, target = v16_load(t + c, w);
-            v16_put(dx + c, v16_mul(g, log_target ? power(target) : target), w, stream);
+            v16_put(dx + c, v16_mul(g, log_target && !CK_FAULT(kl_log_target) ? power(target) : target), w, stream);
         });
     }
     if (stream)

@@ -6,15 +6,18 @@
 /* A row that is appended, for keys and for values, in both stores. */
 CK_KERNEL(kv_append)
 {
-    const ck_kv_form form = CK_KV_FORM(a);
+    ck_kv_form form = CK_KV_FORM(a);
     const ck_kv_part k = CK_KV_PART(a, k), v = CK_KV_PART(a, v);
     const bool stream = form.format == CK_KV_PLAIN && ck_streams(4 * a->B * a->G * a->T * form.W);
+    if (CK_FAULT(kv_stride) && form.table == NULL && (size_t)a->lengths[0] + a->T < form.S)
+        form.S = (size_t)a->lengths[0] + a->T;
     for (size_t i = task.begin; i < task.end; i++) { /* i = (b * G + g) * T + j */
         const size_t j = i % a->T, g = i / a->T % a->G, b = i / a->T / a->G;
         if (a->counts != NULL && j >= (size_t)a->counts[b])
             continue;
         size_t one = 1;
-        const size_t row = ck_kv_run(&form, b, g, (size_t)a->lengths[b] + j, &one);
+        const size_t length = CK_FAULT(kv_at_start) ? 0 : (size_t)a->lengths[CK_FAULT(kv_item_0_length) ? 0 : b];
+        const size_t row = ck_kv_run(&form, b, g, length + j, &one);
         kv_put(&form, &k, row, ck_row(&a->k, i), stream);
         kv_put(&form, &v, row, ck_row(&a->v, i), stream);
     }
@@ -32,7 +35,7 @@ CK_KERNEL(kv_append_batched)
         const ck_kv_part k = {a->k_codes[n].data, DATA(a->k_scales, n), DATA(a->k_biases, n)};
         const ck_kv_part v = {a->v_codes[n].data, DATA(a->v_scales, n), DATA(a->v_biases, n)};
         size_t one = 1;
-        const size_t row = ck_kv_run(&form, 0, i % a->G, (size_t)a->lengths[n], &one);
+        const size_t row = ck_kv_run(&form, 0, i % a->G, (size_t)a->lengths[CK_FAULT(kv_batched_first_length) ? 0 : n], &one);
         kv_put(&form, &k, row, ck_row(&a->k, i), false);
         kv_put(&form, &v, row, ck_row(&a->v, i), false);
     }

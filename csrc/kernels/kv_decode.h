@@ -18,7 +18,8 @@ kv_get_some(float *to, const ck_kv_form *form, const ck_kv_part *from, const siz
 {
     const size_t V = form->V, group = format == CK_KV_INT8_SYM ? 0 : d / form->group;
     const uint8_t *codes = (const uint8_t *)from->codes + (format == CK_KV_INT4 ? d / 2 : d);
-    const elem *scales = (const elem *)from->scales + group, *biases = (const elem *)from->biases + group;
+    const elem *scales = (const elem *)from->scales + (CK_FAULT(quant_next_scale) ? (group + 1) % V : group);
+    const elem *biases = (const elem *)from->biases + (CK_FAULT(quant_next_bias) ? (group + 1) % V : group);
     const bool whole = form->D - d >= 16; /* with one scale a row, a row may end anywhere */
     for (size_t i = 0; i < n; i++) {
         const uint8_t *at = codes + rows[i] * form->W;

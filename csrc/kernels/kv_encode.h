@@ -19,14 +19,14 @@ static inline float
 kv_rounded(elem *to, float x)
 {
     v16_store(to, v16_splat(x), 1);
-    return v16_sum(v16_load(to, 1));
+    return CK_FAULT(quant_scale_unrounded) ? x : v16_sum(v16_load(to, 1));
 }
 
 static inline float
 kv_scale(elem *to, float scale)
 {
     const float tiny = CK_WORD(CK_TINY, CK_DTYPE);
-    return kv_rounded(to, scale < tiny ? tiny : scale);
+    return kv_rounded(to, scale < tiny && !CK_FAULT(quant_scale_underflow) ? tiny : scale);
 }
 
 /* n lanes, whole numbers from -128 to 255, as bytes. */
@@ -45,15 +45,16 @@ kv_put_nibbles(uint8_t *to, v16 x)
 {
     float lane[16];
     v16_store_f32(lane, x, 16);
+    const size_t low = CK_FAULT(quant_nibbles), high = 1 - low;
     for (size_t i = 0; i < 8; i++)
-        to[i] = (uint8_t)((int)lane[2 * i] | (int)lane[2 * i + 1] << 4);
+        to[i] = (uint8_t)((int)lane[2 * i + low] | (int)lane[2 * i + high] << 4);
 }
 
 /* A group of n channels of bits codes. */
 static inline void
 kv_put_affine(uint8_t *codes, elem *scale, elem *bias, const elem *x, size_t n, int bits)
 {
-    const float levels = bits == 8 ? 255.0f : 15.0f;
+    const float levels = (bits == 8 ? 255.0f : 15.0f) - (float)CK_FAULT(quant_level_lost);
     v16 lo = v16_load(x, 16), hi = lo;
     for (size_t i = 16; i < n; i += 16) {
         lo = v16_min(v16_load(x + i, 16), lo);
@@ -62,7 +63,7 @@ kv_put_affine(uint8_t *codes, elem *scale, elem *bias, const elem *x, size_t n, 
     const float max = v16_peak(hi), min = -v16_peak(v16_neg(lo)) + 0.0f;
     const float step = kv_scale(scale, max == min ? 1.0f : (max - min) / levels);
     const float from = kv_rounded(bias, min);
-    const v16 by = v16_splat(step), zero = v16_splat(from), half = v16_splat(0.5f), all = v16_splat(levels);
+    const v16 by = v16_splat(step), zero = v16_splat(from), half = v16_splat(CK_FAULT(quant_truncated) ? 0.0f : 0.5f), all = v16_splat(levels);
     for (size_t i = 0; i < n; i += 16) {
         const v16 code = v16_add(v16_div(v16_sub(v16_load(x + i, 16), zero), by), half);
         const v16 within = v16_min(v16_max(code, v16_zero()), all);
@@ -110,7 +111,7 @@ kv_float8(float x, unsigned kept, int bias)
     const uint32_t sign = bits >> 24 & 0x80u, drop = 23 - kept;
     bits &= 0x7fffffffu;
     const uint32_t low = (uint32_t)(128 - bias) << 23;         /* the smallest normal number */
-    const uint32_t even = bits >> drop & 1u, up = bits + even + (1u << (drop - 1)) - 1;
+    const uint32_t even = CK_FAULT(quant_float8_half_up) ? 1 : bits >> drop & 1u, up = bits + even + (1u << (drop - 1)) - 1;
     float size;
     memcpy(&size, &bits, sizeof size);
     const float big = 0x1.8p23f, unit = kept == 3 ? 0x1p9f : 0x1p16f; /* below it, whole numbers of the smallest step */
@@ -161,7 +162,7 @@ kv_put(const ck_kv_form *form, const ck_kv_part *to, size_t row, const elem *x, 
         if (stream)
             ck_copy((char *)codes, (const char *)x, form->W, true);
         else
-            memcpy(codes, x, form->W);
+            memcpy(codes, x, form->W + CK_FAULT(kv_neighbour));
     }
 }
 #endif

@@ -39,7 +39,7 @@ forward(const struct ck_l2_norm_fwd *a, const norm_walk *walk, norm_way way)
         if (norm_measured(&gang, walk, i, a->C, way))
             continue;
         for (size_t j = 0; j < gang.n; j++)
-            rnorm[j] = (float)(1 / sqrt(gang.a[j] + a->eps));
+            rnorm[j] = (float)(1 / sqrt((CK_FAULT(l2_norm_mean) ? gang.a[j] / (double)a->C : gang.a[j]) + a->eps));
         for (size_t j = 0; j < gang.n; j++) {
             const norm_span s = norm_span_at(walk, i + j, a->C, way);
             if (a->rnorm != NULL && s.begin == 0)
@@ -72,7 +72,8 @@ gradient(const void *of, size_t c, size_t n)
     const row_of *row = of;
     norm_fetch(row->next_x + c);
     norm_fetch(row->next_dy + c);
-    return v16_mul(row->scale, v16_fma(v16_load(row->x + c, n), row->pull, v16_load(row->dy + c, n)));
+    return v16_mul(row->scale, CK_FAULT(l2_norm_jacobian) ? v16_load(row->dy + c, n)
+                                                        : v16_fma(v16_load(row->x + c, n), row->pull, v16_load(row->dy + c, n)));
 }
 
 CK_TEMPLATE void

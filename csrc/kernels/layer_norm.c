@@ -122,7 +122,7 @@ moments_of_gang(const struct ck_layer_norm_fwd *a, const norm_walk *walk, size_t
 CK_TEMPLATE v16
 result(const forward_row *row, size_t c, size_t n, bool weighted, bool biased)
 {
-    const v16 shifted = v16_sub(v16_load(row->x + c, n), row->mean);
+    const v16 shifted = v16_sub(v16_load(row->x + c, n), CK_FAULT(layer_norm_mean) ? v16_zero() : row->mean);
     const v16 normed = v16_fma(shifted, row->scale, row->rest);
     norm_fetch(row->next + c);
     if (weighted && biased)
@@ -150,7 +150,7 @@ forward(const struct ck_layer_norm_fwd *a, norm_value *value, const norm_walk *w
             continue;
         for (size_t j = 0; j < gang.n; j++) {
             const double squares = gang.b[j] < 0 ? 0 : gang.b[j]; /* by a rounding; NaN stays */
-            const double scale = 1 / sqrt(squares / (double)C + a->eps);
+            const double scale = norm_rstd(squares, C - (CK_FAULT(norm_unbiased) && C > 1), a->eps);
             mean[j] = (float)gang.a[j];
             rstd[j] = (float)scale;
             rest[j] = (float)((mean[j] - gang.a[j]) * scale);
@@ -262,7 +262,7 @@ backward(const struct ck_layer_norm_bwd *a, norm_term *term, norm_value *value, 
             const double pull = rstd * rstd * (gang.b[j] - lacks * gang.a[j]) / n;
             backward_place(&row, a, walk, s);
             row.rest = v16_splat((float)(-lacks * rstd));
-            row.about = v16_splat((float)(gang.a[j] / n - lacks * pull));
+            row.about = v16_splat(CK_FAULT(layer_norm_jacobian) ? 0 : (float)(gang.a[j] / n - lacks * pull));
             row.pull = v16_splat((float)-pull);
             norm_write(norm_row(&a->dx, s), s.n, stream, value, &row);
         }

@@ -12,7 +12,7 @@ CK_KERNEL(logits_block_fwd)
 
         if (t == a->ignore_index)
             continue;
-        ck_measure row = {seen->sum, seen->other, seen->peak};
+        ck_measure row = {CK_FAULT(linear_loss_sum_anew) ? 0 : seen->sum, seen->other, seen->peak};
         measure(&row, logits, a->N, (float)a->softcap, a->smooth);
         seen->sum = row.sum, seen->other = row.other, seen->peak = row.peak;
         if (at < a->N)
@@ -29,7 +29,7 @@ CK_KERNEL(logits_block_bwd)
         elem *dlogits = ck_row(&a->dlogits, r);
 
         if (t != a->ignore_index)
-            spread_row(dlogits, ck_row(&a->logits, r), a->N, (size_t)t - a->first, &row, false); /* it is read next */
+            spread_row(dlogits, ck_row(&a->logits, r), a->N, (size_t)t - (CK_FAULT(linear_loss_first_class) ? 0 : a->first), &row, false); /* it is read next */
         else
             for (size_t v = 0; v < a->N; v += 16)
                 v16_store(dlogits + v, v16_zero(), a->N - v);

@@ -109,7 +109,7 @@ CK_TEMPLATE v16
 less_share(const void *of, size_t c, size_t n)
 {
     const pull *p = of;
-    return v16_fma(v16_exp_elem(v16_load(p->y + c, n)), p->total, v16_load(p->dy + c, n));
+    return v16_fma(v16_exp_elem(v16_load(p->y + c, n)), CK_FAULT(log_softmax_jacobian) ? v16_zero() : p->total, v16_load(p->dy + c, n));
 }
 
 CK_KERNEL(log_softmax_bwd)

@@ -56,7 +56,7 @@ CK_KERNEL(mse_loss_fwd)
 CK_TEMPLATE void
 backward(const struct ck_mse_loss_bwd *a, ck_task task, bool each, bool stream)
 {
-    const v16 shared = v16_splat((float)(2 * a->dloss / a->divisor)), two = v16_splat(2.0f);
+    const v16 shared = v16_splat((float)((CK_FAULT(mse_halved) ? 1 : 2) * a->dloss / a->divisor)), two = v16_splat(2.0f);
 
     for (ck_stretch s = ck_first_stretch(task, a->C); s.n != 0; s = ck_next_stretch(s, task, a->C)) {
         const elem *x = (const elem *)ck_row(&a->input, s.row) + s.column;

@@ -51,8 +51,8 @@ norm_lanes_of(norm_term *term, const void *of, size_t from, size_t to)
         hi = term(of, c + 16, 16, hi);
     }
     if (c < to)
-        lo = term(of, c, to - c, lo);
-    if (c + 16 < to)
+        lo = term(of, c, to - c + CK_FAULT(memory_read_past), lo);
+    if (c + 16 < to && !CK_FAULT(norm_lanes_skipped))
         hi = term(of, c + 16, to - c - 16, hi);
     return (norm_lanes){v16_add(lo.a, hi.a), v16_add(lo.b, hi.b), v16_add(lo.c, hi.c)};
 }
@@ -190,7 +190,7 @@ norm_sum_span(norm_term *term, const void *of, norm_span s)
     norm_sums sum = {0, 0, 0};
     if (s.known == NULL)
         return norm_sum(term, of, s.n);
-    for (size_t i = 0; i < s.pieces; i++)
+    for (size_t i = 0; i + CK_FAULT(norm_last_piece) < s.pieces; i++)
         sum = norm_plus(sum, s.known[i]);
     return sum;
 }
@@ -267,6 +267,13 @@ norm_square(const void *of, size_t c, size_t n, norm_lanes sum)
 /* Element c..c+15 of a result. */
 typedef v16 norm_value(const void *of, size_t c, size_t n);
 
+/* How many of n elements are written: all of them. */
+CK_TEMPLATE size_t
+norm_written(size_t n)
+{
+    return n + (CK_FAULT(memory_write_past) && n < 16) - (CK_FAULT(memory_unwritten) && n < 16);
+}
+
 /* y[c] = value(c) along a row.  Where whole vectors begin depends on y, what they hold does not. */
 CK_TEMPLATE void
 norm_write(elem *y, size_t C, bool stream, norm_value *value, const void *of)
@@ -274,7 +281,7 @@ norm_write(elem *y, size_t C, bool stream, norm_value *value, const void *of)
     if (stream)
         CK_WALK(c, n, y, C, true, { v16_put(y + c, value(of, c, n), n, true); });
     else
-        CK_WALK(c, n, y, C, false, { v16_put(y + c, value(of, c, n), n, false); });
+        CK_WALK(c, n, y, C, false, { v16_put(y + c, value(of, c, n), norm_written(n), false); });
 }
 
 /* Whether to write y past the caches: not where it is x, whose lines are there, or where `arrays` of [R,C] fit. */
@@ -315,6 +322,17 @@ CK_TEMPLATE void norm_fetch(const elem *p) { __builtin_prefetch(p, 0, 2); }
 static inline void
 norm_add_to(float *part, bool first, v16 x, v16 y, size_t n)
 {
-    v16_store_f32(part, v16_fma(x, y, first ? v16_zero() : v16_load_f32(part, n)), n);
+    v16_store_f32(part, v16_fma(x, y, first && !CK_FAULT(memory_stale_workspace) ? v16_zero() : v16_load_f32(part, n)), n);
+}
+
+/* 1 / sqrt(mean of n squares + eps), from their sum. */
+CK_TEMPLATE double
+norm_rstd(double squares, size_t n, double eps)
+{
+    const double mean = squares / (double)(n + CK_FAULT(norm_mean_n));
+    const double added = CK_FAULT(norm_eps_tenfold) ? 10 * eps : CK_FAULT(norm_eps_dropped) ? 0 : eps;
+    if (CK_FAULT(norm_missing))
+        return 1;
+    return CK_FAULT(norm_eps_outside) ? 1 / (sqrt(mean) + eps) : 1 / sqrt(mean + added);
 }
 #endif

@@ -12,7 +12,7 @@ typedef void writer(void *to, size_t c, v16 x, size_t n);
 CK_TEMPLATE v16
 normed(const source *of, size_t c, size_t n)
 {
-    return v16_mul(v16_mul(v16_load(of->x + c, n), of->scale), v16_load_f32(of->weight + c, n));
+    return v16_mul(v16_mul(v16_load(of->x + c, n), of->scale), v16_load_f32(of->weight + (CK_FAULT(qk_norm_rope_partner) ? c % 16 : c), n));
 }
 CK_TEMPLATE v16 as_it_is(const source *of, size_t c, size_t n) { return v16_load(of->x + c, n); }
 CK_TEMPLATE void to_dtype(void *to, size_t c, v16 x, size_t n) { v16_store((elem *)to + c, x, n); }
@@ -74,7 +74,7 @@ forward_row(const struct ck_qk_norm_rope_fwd *a, size_t n, size_t t, bool stream
 {
     const size_t r = n * a->T + t, p = table_row(&a->positions, a->N, a->P, n, t);
     const elem *x = ck_row(&a->x, r);
-    const float rstd = (float)(1 / sqrt(norm_sum(norm_square, x, a->D).a / (double)a->D + a->eps));
+    const float rstd = (float)norm_rstd(norm_sum(norm_square, x, a->D).a, a->D, a->eps);
     const turn by = {ck_row(&a->cos, p), ck_row(&a->sin, p), a->K, a->D, v16_splat(1.0f)};
     const source of = {x, a->weight.data, v16_splat(rstd)};
 
@@ -130,7 +130,7 @@ backward_row(const struct ck_qk_norm_rope_bwd *a, size_t n, size_t t, float *dv,
              bool stream)
 {
     const size_t r = n * a->T + t, p = table_row(&a->positions, a->N, a->P, n, t);
-    const turn by = {ck_row(&a->cos, p), ck_row(&a->sin, p), a->K, a->D, v16_splat(-1.0f)};
+    const turn by = {ck_row(&a->cos, p), ck_row(&a->sin, p), a->K, a->D, v16_splat(CK_FAULT(qk_norm_rope_turned_on) ? 1.0f : -1.0f)};
     const source of = {.x = ck_row(&a->dy, r)};
     backward_of row = {ck_row(&a->x, r), dv, a->weight.data, dweight, v16_splat(a->rstd[r]), v16_zero(), first};
     const double rstd = a->rstd[r];

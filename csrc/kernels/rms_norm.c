@@ -9,14 +9,15 @@ typedef struct {
     bool first;
 } row_of;
 
-CK_TEMPLATE v16 weights(const row_of *row, size_t c, size_t n) { return v16_add(v16_load_f32(row->weight + c, n), row->offset); }
+CK_TEMPLATE v16 weights(const row_of *row, size_t c, size_t n) { return v16_add(v16_load_f32(row->weight + c, n), CK_FAULT(norm_offset) ? v16_zero() : row->offset); }
 
 CK_TEMPLATE v16
 scaled(const void *of, size_t c, size_t n)
 {
     const row_of *row = of;
     norm_fetch(row->next_x + c);
-    return v16_mul(v16_load(row->x + c, n), row->scale);
+    const v16 y = v16_mul(v16_load(row->x + c, n), row->scale);
+    return CK_FAULT(norm_cast_early) ? v16_short(y) : y;
 }
 CK_TEMPLATE v16 scaled_weighted(const void *of, size_t c, size_t n) { return v16_mul(scaled(of, c, n), weights(of, c, n)); }
 
@@ -50,7 +51,7 @@ forward(const struct ck_rms_norm_fwd *a, norm_value *value, const norm_walk *wal
         if (norm_measured(&gang, walk, i, C, way))
             continue;
         for (size_t j = 0; j < gang.n; j++)
-            rstd[j] = (float)(1 / sqrt(gang.a[j] / (double)C + a->eps));
+            rstd[j] = (float)norm_rstd(gang.a[j], C, a->eps);
         for (size_t j = 0; j < gang.n; j++) {
             const norm_span s = norm_span_at(walk, i + j, C, way);
             if (a->rstd != NULL && s.begin == 0)
@@ -97,7 +98,7 @@ gradient(const row_of *row, size_t c, size_t n, bool weighted)
     norm_fetch(row->next_dy + c);
     if (row->dweight != NULL)
         norm_add_to(row->dweight + c, row->first, v16_load(row->dy + c, n), v16_mul(x, row->scale), n);
-    return v16_mul(row->scale, v16_fma(x, row->pull, g));
+    return v16_mul(row->scale, CK_FAULT(norm_jacobian) ? g : v16_fma(x, row->pull, g));
 }
 CK_TEMPLATE v16 gradient_plain(const void *of, size_t c, size_t n) { return gradient(of, c, n, false); }
 CK_TEMPLATE v16 gradient_weighted(const void *of, size_t c, size_t n) { return gradient(of, c, n, true); }

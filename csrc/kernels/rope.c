@@ -9,8 +9,8 @@ typedef struct {
     bool interleaved, back, stream; /* back: by the opposite angle; stream: past the caches */
 } how;
 
-CK_TEMPLATE v16 new_lo(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, h.back ? s : v16_neg(s), v16_mul(lo, c)); }
-CK_TEMPLATE v16 new_hi(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, c, v16_mul(lo, h.back ? v16_neg(s) : s)); }
+CK_TEMPLATE v16 new_lo(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, h.back != CK_FAULT(rope_sign) ? s : v16_neg(s), v16_mul(lo, c)); }
+CK_TEMPLATE v16 new_hi(v16 lo, v16 hi, v16 c, v16 s, how h) { return v16_fma(hi, c, v16_mul(lo, h.back != CK_FAULT(rope_sign) ? v16_neg(s) : s)); }
 
 /* Pairs k .. k + n - 1, at most 16, of one head of one token. */
 CK_TEMPLATE void
@@ -38,7 +38,7 @@ turn_neighbours(elem *y, const elem *x, const float *cos, const float *sin, size
 CK_TEMPLATE void
 turn_pairs(elem *y, const elem *x, const float *cos, const float *sin, size_t k, size_t n, size_t K, how h)
 {
-    if (h.interleaved)
+    if (h.interleaved != CK_FAULT(rope_interleaved))
         turn_neighbours(y, x, cos, sin, k, n, h);
     else
         turn_halves(y, x, cos, sin, k, n, K, h);
@@ -52,7 +52,7 @@ turn_head(elem *y, const elem *x, const float *cos, const float *sin, size_t K, 
         turn_pairs(y, x, cos, sin, k, 16, K, h);
     if (k < K)
         turn_pairs(y, x, cos, sin, k, K - k, K, h);
-    if (D > 2 * K && y != x)
+    if (D > 2 * K && y != x && !CK_FAULT(rope_rest_unwritten))
         memcpy(y + 2 * K, x + 2 * K, (D - 2 * K) * sizeof *y);
 }
 
@@ -73,14 +73,15 @@ look_up(const struct ck_mrope_fwd *a, size_t p, size_t t, size_t tokens, float *
 {
     for (size_t i = 0; i < tokens; i++) {
         if (a->axes == NULL) {
-            const int64_t row = a->positions.data != NULL ? ck_position(&a->positions, p, t + i) : (int64_t)(t + i);
+            const size_t item = CK_FAULT(rope_item_0) ? 0 : p, token = CK_FAULT(rope_block_frozen) ? t : t + i;
+            const int64_t row = a->positions.data != NULL ? ck_position(&a->positions, item, token) : (int64_t)token;
             at->cos[i] = row_of(&a->cos, row);
             at->sin[i] = row_of(&a->sin, row);
             continue;
         }
         float *cos = scratch + 2 * i * a->K, *sin = cos + a->K;
         for (size_t axis = 0; axis < a->A; axis++) {
-            const int64_t row = ck_position(&a->positions, axis * a->P + p, t + i);
+            const int64_t row = ck_position(&a->positions, CK_FAULT(mrope_axis) ? p : axis * a->P + p, t + i);
             const float *from_cos = row_of(&a->cos, row), *from_sin = row_of(&a->sin, row);
             for (size_t k = 0; k < a->K; k++)
                 if (a->axes[k] == (int64_t)axis) {
@@ -124,6 +125,8 @@ heads_alike(const ck_array *x, size_t T)
 CK_TEMPLATE void
 turn_patch(patch y, patch x, const angles *at, size_t heads, size_t tokens, size_t K, size_t D, how h)
 {
+    if (CK_FAULT(rope_head_0))
+        heads = 1;
     if (x.head < x.token) {
         for (size_t t = 0; t < tokens; t++)
             for (size_t n = 0; n < heads; n++)
@@ -207,5 +210,5 @@ CK_KERNEL(rope_bwd)
 {
     const struct ck_mrope_fwd same = {a->dx, a->dy, a->cos, a->sin, NULL, a->positions, a->interleaved,
                                       a->N, a->T, a->D, a->S, a->K, 1, a->P};
-    turn(&same, task, true);
+    turn(&same, task, !CK_FAULT(rope_backward_forward));
 }

@@ -48,7 +48,7 @@ fold_gang(float *to, v16 *lanes, size_t n, bool peaks)
 }
 
 /* What exponentials are relative to: of a row without a number above -inf, all are 0, but for NaN. */
-CK_TEMPLATE v16 base_of(float peak) { return v16_splat(peak == -INFINITY ? 0.0f : peak); }
+CK_TEMPLATE v16 base_of(float peak) { return v16_splat(peak == -INFINITY || CK_FAULT(softmax_no_maximum) ? 0.0f : peak); }
 
 /* Lane by lane, the sum of exp(scale * x - base) of a block.  `keep`, where it is not NULL, gets them. */
 CK_TEMPLATE v16

@@ -25,7 +25,8 @@ update(pointers x, size_t c, size_t n, bool wide, const factors *f)
         g = v16_fma(p, f->decay, g);
     if (f->moves) {
         const v16 b = f->first ? g : v16_fma(g, f->fresh, v16_mul(v16_load_f32(x.buffer + c, n), f->momentum));
-        v16_store_f32(x.buffer + c, b, n);
+        if (!CK_FAULT(sgd_stale_state))
+            v16_store_f32(x.buffer + c, b, n);
         g = f->nesterov ? v16_fma(b, f->momentum, g) : b;
     }
     v16_store(x.param + c, v16_fma(g, f->step, p), n);
@@ -65,9 +66,9 @@ update_piece(pointers x, size_t n, bool wide, const factors *given)
 CK_KERNEL(sgd_step)
 {
     const factors f = {
-        .scale = v16_splat((float)(a->maximize ? -a->scale : a->scale)), .decay = v16_splat((float)a->weight_decay),
+        .scale = v16_splat((float)(CK_FAULT(clip_after_the_step) ? 1 : a->maximize ? -a->scale : a->scale)), .decay = v16_splat((float)a->weight_decay),
         .momentum = v16_splat((float)a->momentum), .fresh = v16_splat((float)(1 - a->dampening)),
-        .step = v16_splat((float)-a->lr), .decays = a->weight_decay != 0, .moves = a->momentum != 0,
+        .step = v16_splat((float)-a->lr), .decays = a->weight_decay != 0 && !CK_FAULT(sgd_no_decay), .moves = a->momentum != 0,
         .first = a->first, .nesterov = a->nesterov,
     };
     for (ck_piece at = ck_first_piece(task, a->start, a->R, a->C); at.n != 0; at = ck_next_piece(at, a->R, a->C)) {

@@ -2,6 +2,8 @@
 #include "ops/pieces.h"
 #include "ops/softmax.h"
 
+#include <string.h>
+
 /* ---- masks ---- */
 
 /* Up to 16 elements of a mask as numbers to add: 0 or -inf for a boolean; -inf behind the n that are left. */
@@ -120,7 +122,7 @@ static inline size_t
 seen(const struct ck_softmax_fwd *a, size_t r)
 {
     const size_t place = a->causal ? r % (size_t)a->queries : a->C;
-    return place < a->C ? place + 1 : a->C;
+    return place < a->C ? place + !CK_FAULT(softmax_causal_early) : a->C;
 }
 
 /* The exponentials are kept as floats in the thread's scratch: y may be of 16 bits, and taking them twice costs more. */
@@ -267,7 +269,7 @@ CK_TEMPLATE v16
 apply(const void *of, size_t c, size_t n)
 {
     const jacobian *j = of;
-    return v16_mul(v16_mul(v16_load(j->y + c, n), j->scale), v16_sub(v16_load(j->dy + c, n), j->dot));
+    return v16_mul(v16_mul(v16_load(j->y + c, n), j->scale), v16_sub(v16_load(j->dy + c, n), CK_FAULT(softmax_jacobian) ? v16_zero() : j->dot));
 }
 
 CK_KERNEL(softmax_bwd)
@@ -286,6 +288,8 @@ CK_KERNEL(softmax_bwd)
         }
         const jacobian j = {dy, y, scale, v16_splat((float)dot)};
         write_row((elem *)ck_row(&a->dx, s.row) + s.begin, s.n, stream, apply, &j);
+        if (CK_FAULT(memory_saved_overwritten))
+            memset((elem *)y, 0, s.n * sizeof *y);
     }
     if (stream)
         ck_stream_end();

@@ -31,12 +31,12 @@ ck_sum_columns(const ck_array *to, const ck_array *x, size_t R, size_t step, siz
     for (size_t c = begin; c < end; c += WIDE) {
         const size_t n = end - c < WIDE ? end - c : WIDE;
         double sum[WIDE] = {0};
-        for (size_t r = 0; r < R; r++) {
+        for (size_t r = CK_FAULT(gradient_row_lost) && R > 1; r < R; r++) {
             const float *row = ck_as_floats(wide, x, r * step + (c - from), n);
             for (size_t i = 0; i < n; i++)
                 sum[i] += row[i];
         }
-        if (accumulate) {
+        if (CK_FAULT(gradient_not_zeroed) || (accumulate && !CK_FAULT(gradient_not_accumulated))) {
             const float *before = ck_as_floats(wide, to, c, n);
             for (size_t i = 0; i < n; i++)
                 sum[i] = before[i] + sum[i];

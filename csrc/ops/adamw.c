@@ -1,5 +1,6 @@
 #include "ops/adamw.h"
 
+#include "faults.h"
 #include "ops/ops.h"
 #include "ops/tensor_list.h"
 #include "runtime/run.h"
@@ -26,8 +27,8 @@ CK_RUN(adamw_step)
             t.extra[2 * j + 1] = t.extra[2 * j - 1];
             continue;
         }
-        t.extra[2 * j] = a->lr / (1 - pow(a->beta1, a->step[j]));
-        t.extra[2 * j + 1] = sqrt(1 - pow(a->beta2, a->step[j]));
+        t.extra[2 * j] = CK_FAULT(adamw_no_correction) ? a->lr : a->lr / (1 - pow(a->beta1, a->step[j]));
+        t.extra[2 * j + 1] = sqrt(1 - pow(a->beta2, CK_FAULT(adamw_correction_late) ? a->step[j] + 1 : a->step[j]));
     }
     run.start = t.start, run.R = t.R, run.C = t.C, run.factor = t.extra;
     const ck_status status = ck_tasks(t.start[a->N], CK_LIST_ITEMS, CK_FAST(adamw_step), &run);

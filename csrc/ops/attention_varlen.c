@@ -1,5 +1,6 @@
 #include "ops/attention_varlen.h"
 
+#include "faults.h"
 #include "ops/ops.h"
 #include "runtime/arena.h"
 
@@ -59,7 +60,7 @@ plan_sequences(ck_attention_plan *plan, const ck_array *cu_q, const ck_array *cu
     for (size_t b = 0; b < B; b++) {
         const int64_t q = ck_id(cu_q, b), T = ck_id(cu_q, b + 1) - q, k = ck_id(cu_k, b), S = ck_id(cu_k, b + 1) - k;
         plan->item[b] = (ck_attention_item){.q = q, .T = T, .k = k, .S = S, .rows = S, .stat = q,
-                                            .offset = offsets != NULL ? offsets[b] : S - T};
+                                            .offset = offsets != NULL ? offsets[b] : CK_FAULT(varlen_first_key) ? 0 : S - T};
     }
 }
 

@@ -1,5 +1,6 @@
 #include "ops/cross_entropy.h"
 
+#include "faults.h"
 #include "ops/loss.h"
 #include "ops/ops.h"
 #include "ops/pieces.h"
@@ -26,8 +27,10 @@ ck_count_targets(const ck_array *target, int64_t ignore_index, size_t R, size_t 
     *counted = 0;
     for (size_t r = 0; r < R; r++) {
         const int64_t t = ck_id(target, r);
-        if (t == ignore_index)
+        if (t == ignore_index) {
+            *counted += CK_FAULT(loss_ignored_counted);
             continue;
+        }
         if (t < 0 || (uint64_t)t >= V)
             return ck_refuse(CK_BAD_INDEX, "'target' holds %lld at position %zu, and '%s' has classes 0 to %lld",
                              (long long)t, r, of, (long long)V - 1);
@@ -57,7 +60,7 @@ CK_RUN(cross_entropy_fwd)
     if (status != CK_OK)
         return status;
 
-    const double divisor = a->mean ? (double)counted : 1;
+    const double divisor = a->mean && !CK_FAULT(loss_sum) ? (double)counted : 1;
     if (a->V <= CK_PIECE)
         return ck_run_loss(CK_FAST(cross_entropy_fwd), a, a->R, ck_rows_grain(a->R, a->V), divisor, a->loss);
     double sum = 0;

@@ -1,5 +1,6 @@
 #ifndef CK_KV_STORE_H
 #define CK_KV_STORE_H
+#include "faults.h"
 #include "ops/op.h"
 /*
  * How keys and values are stored: the one description that writers and readers share.
@@ -42,6 +43,19 @@ typedef struct {
     size_t N, P, G, S, D, W, V;
 } ck_kv_form;
 
+/* The block where position s of item b lies. */
+static inline size_t
+ck_kv_block(const ck_kv_form *form, size_t b, size_t s)
+{
+    if (form->table == NULL)
+        return b;
+    if (CK_FAULT(kv_identity_table))
+        return (b * form->P + s / form->S) % form->N;
+    if (CK_FAULT(kv_item_0_table))
+        return (size_t)form->table[s / form->S] % form->N;
+    return (size_t)form->table[b * form->P + s / form->S];
+}
+
 /*
  * The row where position s of head g of item b lies; *n, positions wanted from s on, becomes how many of them lie end to
  * end from there.
@@ -49,8 +63,8 @@ typedef struct {
 static inline size_t
 ck_kv_run(const ck_kv_form *form, size_t b, size_t g, size_t s, size_t *n)
 {
-    const size_t slot = s % form->S, here = form->S - slot;
-    const size_t block = form->table != NULL ? (size_t)form->table[b * form->P + s / form->S] : b;
+    const size_t slot = (s + CK_FAULT(kv_slot)) % form->S, here = form->S - slot;
+    const size_t block = ck_kv_block(form, b, s);
     if (*n > here)
         *n = here;
     return (block * form->G + g) * form->S + slot;

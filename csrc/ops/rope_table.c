@@ -1,3 +1,4 @@
+#include "faults.h"
 #include "ops/ops.h"
 #include "runtime/run.h"
 
@@ -131,13 +132,14 @@ llama3(const struct ck_rope_table *a, double f)
 static void
 fill(const struct ck_rope_table *a, double *frequency)
 {
-    const double base = stretched_base(a);
+    const double base = CK_FAULT(rope_base) ? 1.01 * stretched_base(a) : stretched_base(a);
     const double *stretch = a->rule != CK_ROPE_LONGROPE ? NULL
-                          : length_of(a) > a->original  ? a->long_factor : a->short_factor;
+                          : (length_of(a) > a->original) != CK_FAULT(rope_long_factors) ? a->long_factor : a->short_factor;
 
     for (size_t k = 0; k < a->K; k++) {
-        const double f = pow(base, -(double)k / (double)a->K);
-        frequency[k] = a->rule == CK_ROPE_LINEAR ? f / a->factor
+        const double f = pow(base, -(double)k / (double)(a->K + CK_FAULT(rope_width)));
+        frequency[k] = CK_FAULT(rope_scaling_ignored) ? f
+                     : a->rule == CK_ROPE_LINEAR ? f / a->factor
                      : a->rule == CK_ROPE_YARN   ? yarn(a, k, f)
                      : a->rule == CK_ROPE_LLAMA3 ? llama3(a, f)
                      : stretch != NULL           ? f / stretch[k] : f;

@@ -15,6 +15,7 @@ import time
 import traceback
 
 from .bench.options import add_bench
+from .parity.mutate_command import add_mutate
 from .parity.options import FORMATS, add_diagnose, add_report
 
 _CODES = """\
@@ -82,6 +83,7 @@ def _parser():
     _add_compare(commands)
     add_diagnose(commands).set_defaults(run=_diagnose)
     add_report(commands).set_defaults(run=_report)
+    add_mutate(commands).set_defaults(run=_mutate)
     add_bench(commands).set_defaults(run=_bench)
     _add_generate(commands)
     fetch = commands.add_parser(
@@ -207,6 +209,8 @@ def _add_generate(commands):
 def _parity(arguments):
     from .parity import levels, machine, report
 
+    if hasattr(sys.modules.get("ckernels._ck"), "plant"):
+        raise Failure("these kernels are the test build, with planted faults: ck mutate is for them")
     # transformers draws bars of its own on standard error, also into a pipe; the report has its own progress line.
     os.environ.setdefault("TQDM_DISABLE", "1")
     names = list(levels.LEVELS) if arguments.level == "all" else [arguments.level]
@@ -376,6 +380,12 @@ def _compare(arguments):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # ck bench, generate, fetch, doctor
+
+
+def _mutate(arguments):
+    from .parity.mutate_command import mutate
+
+    return mutate(arguments, UsageError, Failure)
 
 
 def _bench(arguments):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy as np
 
 from .diagnose import diagnose
 from .diff import diff
+from .forward import MODEL, locate
 from .independent import CONFIG, Block, inputs, parameters
 from .planted import FAULTS, FOREIGN
 from .trace import Trace
@@ -104,6 +106,44 @@ def thresholds(dtype="float32", seed=0):
     return dict(counts)
 
 
+def real(name=MODEL, tokens=64):
+    """Diff and diagnose a trace of a whole real model: right, and with the eps of another config.
+
+    Parameters
+    ----------
+    name : str
+        A file, a folder, or a name that ``ck fetch`` knows.
+    tokens : int
+
+    Returns
+    -------
+    dict
+        How many stages, how long diff and diagnosis took, the verdict on the right trace, the names for the wrong one.
+    """
+    from ckernels.models import Model, load
+
+    model = load(locate(name), dtype="float32")
+    ids = np.random.default_rng(5).integers(0, model.config.vocab_size, (1, tokens))
+    right = model.trace(ids)
+    wrong = Model(dataclasses.replace(model.config, rms_norm_eps=1e-3), model.params).trace(ids)
+    wrong = Trace(model.config, dict(wrong.arrays), dict(wrong.inputs))
+    start = time.perf_counter()
+    passed = diff(right, model)
+    middle = time.perf_counter()
+    found = diagnose(wrong, model)
+    end = time.perf_counter()
+    return {
+        "model": str(name),
+        "tokens": tokens,
+        "stages": len(right.arrays),
+        "seconds_of_diff": middle - start,
+        "seconds_of_diagnosis": end - middle,
+        "verdict_of_the_right_one": str(passed.verdict),
+        "stage_of_the_wrong_one": found.stage,
+        "names": found.findings[0].names if found.findings else [],
+    }
+
+
 def run(dtypes=("float32", "bfloat16"), faults=None, seeds=100, seed=0, tell=lambda text: None):
     """Try everything.
 
@@ -139,11 +179,17 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, default=100, help="of correct runs (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and inputs of the mistakes")
     parser.add_argument("--thresholds", action="store_true", help="only what common thresholds on the logits let pass")
+    parser.add_argument("--real", action="store_true", help="only a trace of SmolLM2-135M: within a minute, and right")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     if options.thresholds:
         print(json.dumps({dtype: thresholds(dtype, options.seed) for dtype in options.dtype or ["float32"]}, indent=1))
         return 0
+    if options.real:
+        found = real()
+        print(json.dumps(found, indent=1))
+        late = max(found["seconds_of_diff"], found["seconds_of_diagnosis"]) > 60
+        return int(late or found["verdict_of_the_right_one"] not in ("WITHIN_BUDGET", "EXACT") or not found["names"])
     start = time.perf_counter()
     tell = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     report = run(tuple(options.dtype or ("float32", "bfloat16")), seeds=options.seeds, seed=options.seed, tell=tell)

@@ -249,7 +249,7 @@ def _truncated(tokens, whole):
     made = tokens.cache()
     made.append(tokens.v, tokens.k, LENGTHS)
     keep = np.array([77, 3, 0])
-    made.truncate(0)
+    made.reset()
     made.append(tokens.k, tokens.v, LENGTHS)
     made.truncate(keep)
     k, v, counts = tokens.part(keep, LENGTHS)

@@ -36,6 +36,7 @@ def _swaps(name):
         [
             Probe("3x5 of 2x33", lambda r: {"x": normal(r, 2, 3, 5, 33)}, quick=True),
             Probe("9x17 of 64", lambda r: {"x": normal(r, 9, 17, 64)}),
+            Probe("as many heads as tokens, 5x5 of 33", lambda r: {"x": normal(r, 2, 5, 5, 33)}),
         ],
         _swap_formula,
         bitwise=True,

@@ -23,9 +23,11 @@ def _run(kind, state):
 
     def run(ck, inputs):
         params = {"weight": inputs["p0"].copy()}
-        optimizer = getattr(ck.optim, kind)(params, **inputs["options"])
+        options = dict(inputs["options"])
+        max_norm = options.pop("max_norm", None)
+        optimizer = getattr(ck.optim, kind)(params, **options)
         for grad in inputs["grads"]:
-            optimizer.step({"weight": grad.copy()})
+            optimizer.step({"weight": grad.copy()}, max_norm=max_norm)
         entry = optimizer.state.get(0, {})
         return {"weight": params["weight"], **{name: entry[name] for name in state if name in entry}}
 
@@ -43,9 +45,13 @@ def _peer(kind, state):
 
         dtype = getattr(torch, call_dtype(inputs))
         parameter = torch.nn.Parameter(as_tensor(inputs["p0"], "float32"))
-        optimizer = getattr(torch.optim, kind)([parameter], foreach=False, **inputs["options"])
+        options = dict(inputs["options"])
+        max_norm = options.pop("max_norm", None)
+        optimizer = getattr(torch.optim, kind)([parameter], foreach=False, **options)
         for grad in inputs["grads"]:
             parameter.grad = as_tensor(grad, "float32")
+            if max_norm is not None:
+                torch.nn.utils.clip_grad_norm_([parameter], max_norm, foreach=False)
             optimizer.step()
             parameter.data = parameter.data.to(dtype).float()
         entry = optimizer.state_dict()["state"].get(0, {})
@@ -55,12 +61,19 @@ def _peer(kind, state):
     return run
 
 
+def _clipped(grad, max_norm):
+    """The gradient in float64, scaled as clip_grad_norm_ does."""
+    g = grad.astype(np.float64)
+    return g if max_norm is None else g * min(1.0, max_norm / (math.sqrt((g * g).sum()) + 1e-6))
+
+
 def _sgd_exact(inputs):
     """torch.optim.SGD, as its documentation writes it, in float64."""
-    options = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False} | inputs["options"]
+    options = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "max_norm": None}
+    options |= inputs["options"]
     p, buffer = inputs["p0"].astype(np.float64), None
     for grad in inputs["grads"]:
-        g = grad.astype(np.float64) + options["weight_decay"] * p
+        g = _clipped(grad, options["max_norm"]) + options["weight_decay"] * p
         if options["momentum"]:
             buffer = g if buffer is None else options["momentum"] * buffer + (1 - options["dampening"]) * g
             g = g + options["momentum"] * buffer if options["nesterov"] else buffer
@@ -96,6 +109,7 @@ SGD = _optimizer(
     _probe("momentum", lr=0.03, momentum=0.9),
     _probe("nesterov, decay", lr=0.03, momentum=0.9, weight_decay=0.1, nesterov=True, quick=True),
     _probe("dampening, decay", lr=0.2, momentum=0.7, dampening=0.3, weight_decay=0.05),
+    _probe("clipped to a third", lr=0.1, momentum=0.9, max_norm=2.5),
 )
 
 ADAMW = _optimizer(

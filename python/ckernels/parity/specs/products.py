@@ -3,15 +3,20 @@
 from .spec import Probe, family, normal
 
 
-def _linear_inputs(rng, *shape, N, bias=False):
+def _linear_inputs(rng, *shape, N, bias=False, residual=False, **options):
     inputs = {"x": normal(rng, *shape), "weight": normal(rng, N, shape[-1], scale=shape[-1] ** -0.5)}
     if bias:
         inputs["bias"] = normal(rng, N, scale=0.3)
-    return inputs
+    if residual:
+        inputs["residual"] = normal(rng, *shape[:-1], N)
+    return inputs | options
 
 
-def _linear_formula(torch, x, weight, bias=None):
-    return torch.nn.functional.linear(x, weight, bias)
+def _linear_formula(torch, x, weight, bias=None, activation=None, residual=None):
+    y = torch.nn.functional.linear(x, weight, bias)
+    if activation == "gelu_tanh":
+        y = torch.nn.functional.gelu(y, approximate="tanh")
+    return y if residual is None else y + residual
 
 
 LINEAR = family(
@@ -23,10 +28,14 @@ LINEAR = family(
         Probe("5 rows, 1 to 7", lambda r: _linear_inputs(r, 5, 1, N=7, bias=True)),
         Probe("3 rows, 80 to 1", lambda r: _linear_inputs(r, 3, 80, N=1)),
         Probe("130 rows, 64 to 100", lambda r: _linear_inputs(r, 130, 64, N=100)),
+        Probe(
+            "31 rows, 72 to 50, bias, gelu, residual",
+            lambda r: _linear_inputs(r, 31, 72, N=50, bias=True, residual=True, activation="gelu_tanh"),
+        ),
     ],
     _linear_formula,
     eager=_linear_formula,
-    wrt=("x", "weight", "bias"),
+    wrt=("x", "weight", "bias", "residual"),
 )
 
 
