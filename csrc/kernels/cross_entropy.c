@@ -5,13 +5,13 @@
 
 /* The loss of row r, of whose sum this is the logarithm, and what is kept of it. */
 static double
-finish(const struct ck_cross_entropy_fwd *a, size_t r, int64_t t, ck_measure row, double log)
+finish(const struct ck_cross_entropy_fwd *a, size_t r, int64_t t, ck_measure row, double log_sum)
 {
     const double s = a->label_smoothing;
     double loss = 0;
 
     if (t != a->ignore_index) {
-        const double lse = row.peak + log;
+        const double lse = row.peak + log_sum;
         const elem *logits = ck_row(&a->logits, r);
         loss = lse - (1 - s) * score(v16_load(logits + (CK_FAULT(loss_targets_shifted) ? (t + 1) % (int64_t)a->V : t), 1), (float)a->softcap) + a->z_loss * lse * lse;
         if (s > 0)
