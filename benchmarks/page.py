@@ -2,6 +2,8 @@
 
     python benchmarks/page.py              about ten minutes on two cores
     python benchmarks/page.py --quick      the first case of every op, best instruction set
+    python benchmarks/page.py --load run.json --again softmax,rms_norm --save run.json
+                                           these anew, all others as they are in the file
 
 Run it on a quiet machine, or the page says how noisy it was.
 """
@@ -54,20 +56,24 @@ def main():
     parser.add_argument("--quick", action="store_true", help="the first case of every op, best instruction set")
     parser.add_argument("--save", type=Path, help="also write the measurements into this file")
     parser.add_argument("--load", type=Path, help="measure nothing: take them from this file")
+    parser.add_argument("--again", default="", metavar="OP,OP", help="with --load: but measure these benches anew")
     chosen = parser.parse_args()
-    if chosen.load:
-        kept = json.loads(chosen.load.read_text())
-    else:
-        kept = {"runs": {}, "load": [os.getloadavg()[0]]}
-        begin = time.perf_counter()
-        for path in sorted(HERE.glob("bench_*.py")):
-            op = path.stem.removeprefix("bench_")
-            if op == "model" and chosen.quick:
-                continue
-            print(f"{time.perf_counter() - begin:6.0f} s  {op}", flush=True)
-            kept["runs"][op] = bench(op, chosen)
+    again = [op for op in chosen.again.split(",") if op]
+    every = [path.stem.removeprefix("bench_") for path in sorted(HERE.glob("bench_*.py"))]
+    if unknown := sorted(set(again) - set(every)):
+        parser.error(f"no bench of {', '.join(unknown)}; there are {', '.join(every)}")
+    if again and not chosen.load:
+        parser.error("--again needs --load, the file that holds the others")
+    kept = json.loads(chosen.load.read_text()) if chosen.load else {"runs": {}, "load": [os.getloadavg()[0]], "seconds": 0}
+    begin = time.perf_counter()
+    for op in again if chosen.load else every:
+        if op == "model" and chosen.quick:
+            continue
+        print(f"{time.perf_counter() - begin:6.0f} s  {op}", flush=True)
+        kept["runs"][op] = bench(op, chosen)
+    kept["seconds"] += time.perf_counter() - begin
+    if not chosen.load:
         kept["load"].append(os.getloadavg()[0])
-        kept["seconds"] = time.perf_counter() - begin
     if chosen.save:
         chosen.save.write_text(json.dumps(kept))
     words = PAGE.read_text().split(MARK)[0].rstrip()
