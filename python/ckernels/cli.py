@@ -129,14 +129,10 @@ def _add_parity(commands):
     parity.add_argument(
         "--dtype", metavar="DTYPE", help="ops: of float32, float16, bfloat16; several with commas (default: all)"
     )
-    parity.add_argument(
-        "--isa", metavar="ISA", help="one instruction set: avx512, avx2, baseline, reference; or openblas"
-    )
-    parity.add_argument(
-        "--backends",
-        metavar="NAMES",
-        help="ops: compare two or more with each other: instruction sets, openblas, torch, cuda; with commas",
-    )
+    told = "one instruction set: avx512, avx2, baseline, reference; or openblas"
+    parity.add_argument("--isa", metavar="ISA", help=told)
+    told = "ops: compare two or more with each other: instruction sets, openblas, torch, cuda; with commas"
+    parity.add_argument("--backends", metavar="NAMES", help=told)
     parity.add_argument("--config", metavar="NAME", help="layer and train: a preset, e.g. tiny or gqa")
     parity.add_argument("--steps", type=_positive, metavar="N", help="train: number of steps (default 5)")
     parity.add_argument("--optimizer", metavar="NAME", help="train: sgd, momentum or adamw")

