@@ -285,9 +285,6 @@ FAULTS = [
     Fault("models: the cap of the logits missing in the loss",
           [("python/ckernels/models/model.py", "softcap=self.config.final_logit_softcapping)", "softcap=None)")],
           "tests/test_models_families.py"),
-    Fault("models: joined q, k and v taken apart in thirds",
-          [("python/ckernels/models/mapping.py", "array.reshape(heads, 3, size, *array.shape[1:])[:, part]", "array.reshape(3, heads, size, *array.shape[1:])[part]")],
-          "tests/test_models_families.py"),
 ]
 
 

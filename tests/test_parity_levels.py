@@ -9,6 +9,7 @@ import contextlib
 import numpy as np
 import pytest
 
+from ckernels.models import families
 from ckernels.parity import Verdict, exact, forward, invariance, layer, levels, peer, probes, stages, train
 from ckernels.parity.levels import Options
 
@@ -71,7 +72,7 @@ def with_fault(name, function):
 
 
 def test_a_correct_layer_passes_everywhere(torch):
-    cases = list(layer.run(Options(quick=True), build=Layer))
+    cases = list(layer.run(Options(config="tiny"), build=Layer))
     assert not failed(cases), failed(cases)[0]
     # 17 stages, their gradients, dx, 9 parameters, capture
     assert len(cases) == PER_LAYER
@@ -82,7 +83,7 @@ def test_a_correct_layer_passes_everywhere(torch):
 
 def test_presets_beyond_the_first_are_one_line_a_pass_unless_something_fails(torch):
     cases = list(layer.run(Options(), build=Layer))
-    assert len(cases) == PER_LAYER + 3 * 3 and not failed(cases)
+    assert len(cases) == PER_LAYER + 3 * (3 + len(families)) and not failed(cases)
     short = [case for case in cases if case.name.startswith("wide")]
     assert [case.name for case in short] == ["wide: 17 arrays", "wide: 27 arrays", "wide: 2 arrays"]
     assert short[0].note.startswith("the worst of 17: ") and short[0].margin > 0
@@ -98,17 +99,17 @@ def interleaved_rope(x, cos, sin):
     return rotated
 
 
-def eps_times_ten(x, weight, eps):
-    return weight * (x / (x.square().mean(-1, keepdim=True) + 10 * eps).sqrt())
+def eps_times_ten(x, weight, shape):
+    return weight * (x / (x.square().mean(-1, keepdim=True) + 10 * shape.eps).sqrt())
 
 
-def last_lanes_skipped(x, weight, eps):
-    y = weight * (x / (x.square().mean(-1, keepdim=True) + eps).sqrt())
+def last_lanes_skipped(x, weight, shape):
+    y = weight * (x / (x.square().mean(-1, keepdim=True) + shape.eps).sqrt())
     return y * (y.new_tensor(np.arange(y.shape[-1]) < y.shape[-1] - 3))
 
 
-def last_lanes_left_out_of_the_mean(x, weight, eps):
-    return weight * (x / (x[..., :-2].square().mean(-1, keepdim=True) + eps).sqrt())
+def last_lanes_left_out_of_the_mean(x, weight, shape):
+    return weight * (x / (x[..., :-2].square().mean(-1, keepdim=True) + shape.eps).sqrt())
 
 
 def float32_angles(positions, frequencies):
@@ -118,7 +119,7 @@ def float32_angles(positions, frequencies):
 
 
 def attention(diagonal=1, group=lambda h, size, G: h // size, scale=1.0):
-    def compute(shape, q, k, v, put):
+    def compute(shape, q, k, v, window, sinks, put):
         import torch
 
         size, length = shape.heads // shape.kv_heads, q.shape[-2]
@@ -203,7 +204,7 @@ def CONFIG():
     ],
 )
 def test_a_wrong_gradient_is_named_and_nothing_else(torch, change, where):
-    cases = list(layer.run(Options(quick=True), build=changed_backward(change)))
+    cases = list(layer.run(Options(config="tiny"), build=changed_backward(change)))
     assert [case.name for case in failed(cases)] == [f"tiny: {where}"]
 
 
@@ -223,7 +224,7 @@ def test_what_is_not_there_is_unmeasured_and_fails(torch):
                 del stages["d_attn"]
             return dx, grads
 
-    cases = list(layer.run(Options(quick=True), build=Silent))
+    cases = list(layer.run(Options(config="tiny"), build=Silent))
     found = {case.name.removeprefix("tiny: "): case for case in failed(cases)}
     assert set(found) == {"scores", "up", "d_attn", "d_mlp.down_proj.weight"}
     assert {case.verdict for case in found.values()} == {levels.UNMEASURED}
@@ -243,8 +244,8 @@ def test_nan_and_a_crash_fail(torch):
         def forward(self, x, positions=None, stages=None):
             raise MemoryError("no room")
 
-    assert [case.name for case in failed(layer.run(Options(quick=True), build=NotANumber))] == ["tiny: gate"]
-    (crash,) = layer.run(Options(quick=True), build=Crash)
+    assert [case.name for case in failed(layer.run(Options(config="tiny"), build=NotANumber))] == ["tiny: gate"]
+    (crash,) = layer.run(Options(config="tiny"), build=Crash)
     assert crash.verdict == levels.ERROR and "MemoryError: no room" in crash.note
 
 
@@ -259,7 +260,7 @@ def test_capture_that_changes_a_bit_is_seen(torch):
             grads["mlp.gate_proj.weight"][3, 4] += np.float32(1e-3) * (stages is None)
             return dx, grads
 
-    cases = failed(layer.run(Options(quick=True), build=Captured))
+    cases = failed(layer.run(Options(config="tiny"), build=Captured))
     assert [case.name for case in cases] == [
         "tiny: output with and without capture", "tiny: gradients with and without capture",
     ]  # fmt: skip
@@ -609,7 +610,7 @@ def wrong(cases):
 def test_our_layer_passes_level_2(torch):
     cases = list(layer.run(Options()))
     assert not wrong(cases), "\n".join(map(str, wrong(cases)))
-    assert len(cases) == PER_LAYER + 3 * 3
+    assert len(cases) == PER_LAYER + 3 * (3 + len(families))
 
 
 @pytest.mark.parametrize("name", ["tiny", "gqa", "wide"])
