@@ -95,7 +95,7 @@ def test_arguments_are_those_of_the_declaration():
     assert by_name["rstd"]["type"] == "float" and by_name["x"]["shape"] == "R* C" and by_name["offset"]["shape"] is None
     (contract,) = contracts.contracts("rms_norm")
     assert "y[r,c]     = x[r,c] * rstd[r] * w[c]" in contract["equation"] and contract["saved"] == "rstd"
-    assert "rms_norm: eps times ten" in contract["kills"] and contract["float32_weights"] == ["weight"]
+    assert "norm: eps times ten" in contract["kills"] and contract["float32_weights"] == ["weight"]
     assert contract["error"]["ceilings"]["float32"] == {"error": 1e-5, "nmse": 1e-7}
 
 

@@ -111,6 +111,10 @@ def test_training_is_drawn_with_what_is_allowed():
     (drawn,) = found["curves"]
     assert drawn["steps"] == [1, 2, 3] and drawn["limit"] == [1e-3] * 3 and not drawn["fine"]
     assert drawn["peer"][0] == 2e-5
+    last = step(9, 1e-4)  # several steps in a line: drawn at the worst of them
+    last.what, last.data["step"] = "steps 4-9 loss", 7
+    (longer,) = pages.content([document(step(1, 1e-5), last)])["curves"]
+    assert longer["steps"] == [1, 7]
     svg = str(curve(drawn))
     assert svg.count("<circle") == 3 and 'class="red"' in svg and 'class="within"' in svg and "NaN" not in svg
     assert "All distances are 0" in str(curve(drawn | {"ours": [0.0] * 3, "peer": [None] * 3, "limit": [None] * 3}))
@@ -135,16 +139,23 @@ def test_stages_by_layer_with_what_they_inherited():
 
 
 def test_planted_faults_are_a_table():
-    rows = [
-        {"fault": "rope: base", "check": "rule", "dtype": "float32", "outcome": "killed"},
-        {"fault": "rope: base", "check": "nmse", "dtype": "float32", "outcome": "survived", "reason": "below"},
-        {"fault": "eps", "check": "nmse", "dtype": "float32", "outcome": "hole"},
-    ]
-    mutate = {"schema": 1, "tool": "ck mutate", "exit_code": 1, "rows": rows}
+
+    def cell(check, dtype, state):
+        return {"check": check, "dtype": dtype, "state": state, "note": "a <note>", "margin": None, "change": 0.5}
+
+    faults = [
+        {"name": "rope_base", "what": "rope: another base", "killed": True,
+         "cells": [cell("ops", "float32", "killed"), cell("ops", "bfloat16", "below the floor")]},
+        {"name": "norm_eps", "what": "norm: eps", "killed": False, "cells": [cell("layer", "float32", "hole")]},
+    ]  # fmt: skip
+    mutate = {"schema": 1, "tool": "ck mutate", "exit_code": 1, "faults": faults, "holes": [["norm_eps", "float32", ""]],
+              "summary": "one of two"}  # fmt: skip
     (kills,) = pages.content([mutate])["kills"]
-    assert (kills["checks"], kills["faults"], kills["killed"]) == (["rule", "nmse"], 2, 1)
+    assert kills["checks"] == ["ops float32", "ops bfloat16", "layer float32"]
+    assert (kills["faults"], kills["killed"]) == (2, 1)
     page = pages.to_html([mutate])
-    assert "1 of 2 faults" in page and 'class="bad"' in page and "survived" in page
+    assert "1 of 2 faults" in page and "1 holes" in page and 'class="bad"' in page and "one of two" in page
+    assert "a &lt;note&gt;" in page and ">K</td>" in page and ">!</td>" in page
     assert "1 of 2 killed" in pages.to_markdown([mutate])
 
 

@@ -16,7 +16,7 @@ import traceback
 
 from .bench.options import add_bench
 from .parity.mutate_command import add_mutate
-from .parity.options import FORMATS, add_diagnose, add_report
+from .parity.options import FORMATS, add_diagnose, add_report, learning_rate, limit, positive, seed, share
 
 _CODES = """\
 exit codes: 0 all within budget; 1 a failure; 2 undecided (no peer and no bound); 3 vacuous (nothing was compared);
@@ -37,41 +37,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.print_usage(sys.stderr)
         self.exit(4, f"{self.prog}: {message}\n")
-
-
-def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _seed(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _learning_rate(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _share(text):
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
-
-
-def _limit(text):
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or a positive number")
-    return value
 
 
 def _parser():
@@ -134,13 +99,13 @@ def _add_parity(commands):
     told = "ops: compare two or more with each other: instruction sets, openblas, torch, cuda; with commas"
     parity.add_argument("--backends", metavar="NAMES", help=told)
     parity.add_argument("--config", metavar="NAME", help="layer and train: a preset, e.g. tiny or gqa")
-    parity.add_argument("--steps", type=_positive, metavar="N", help="train: number of steps (default 5)")
+    parity.add_argument("--steps", type=positive, metavar="N", help="train: number of steps (default 5)")
     parity.add_argument("--optimizer", metavar="NAME", help="train: sgd, momentum or adamw")
-    parity.add_argument("--lr", type=_learning_rate, metavar="RATE", help="train: learning rate")
+    parity.add_argument("--lr", type=learning_rate, metavar="RATE", help="train: learning rate")
     parity.add_argument("--layer", type=int, metavar="N", help="stages: number of the layer, -1 the last")
     parity.add_argument("--model", metavar="MODEL", help="stages, forward: a file, a folder or a known name")
     parity.add_argument("--text", metavar="TEXT", help="stages and forward: the text to run")
-    parity.add_argument("--seed", type=_seed, default=0, metavar="N", help="of all random inputs (default 0)")
+    parity.add_argument("--seed", type=seed, default=0, metavar="N", help="of all random inputs (default 0)")
     parity.add_argument("--format", choices=FORMATS, default="text", help="of the output (default text)")
     told = "coverage: a report of ck parity or pytest as JSON, again for more (default: run ops)"
     parity.add_argument("--from", dest="reports", action="append", default=[], metavar="FILE", help=told)
@@ -161,7 +126,7 @@ def _add_compare(commands):
     compare.add_argument("actual", metavar="A", help="the arrays to judge")
     compare.add_argument("exact", metavar="B", help="what they should be")
     compare.add_argument("--peer", metavar="C", help="another implementation's arrays: their error sets the budget")
-    compare.add_argument("--bound", type=_limit, metavar="X", help="largest allowed difference of an element")
+    compare.add_argument("--bound", type=limit, metavar="X", help="largest allowed difference of an element")
     compare.add_argument("--bitwise", action="store_true", help="demand equal bits")
     compare.add_argument("--model", metavar="MODEL", help="of two traces: recompute the stages of A with this model")
     compare.add_argument("--names", metavar="FILE", help="of two traces: JSON that maps foreign names to stages")
@@ -191,11 +156,11 @@ def _add_generate(commands):
         "model", metavar="MODEL", help="a GGUF file, or a name that ck fetch knows, e.g. smollm2-135m"
     )
     generate.add_argument("prompt", metavar="PROMPT", help="the text to continue")
-    generate.add_argument("-n", "--max-new-tokens", type=_positive, default=64, metavar="N", help="default 64")
-    generate.add_argument("--temperature", type=_limit, default=0.0, metavar="T", help="0, the default: the likeliest")
-    generate.add_argument("--top-k", type=_positive, metavar="K", help="draw from the K likeliest")
-    generate.add_argument("--top-p", type=_share, metavar="P", help="draw from the likeliest that sum to P")
-    generate.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the draws (default 0)")
+    generate.add_argument("-n", "--max-new-tokens", type=positive, default=64, metavar="N", help="default 64")
+    generate.add_argument("--temperature", type=limit, default=0.0, metavar="T", help="0, the default: the likeliest")
+    generate.add_argument("--top-k", type=positive, metavar="K", help="draw from the K likeliest")
+    generate.add_argument("--top-p", type=share, metavar="P", help="draw from the likeliest that sum to P")
+    generate.add_argument("--seed", type=seed, default=0, metavar="N", help="of the draws (default 0)")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""The arguments of ``ck diagnose`` and ``ck report``."""
+"""The arguments of ``ck diagnose`` and ``ck report``, and numbers as arguments of any command."""
+
+import argparse
 
 #: What a report may be printed as.
 FORMATS = ("text", "json", "junit", "html", "markdown")
@@ -6,6 +8,46 @@ FORMATS = ("text", "json", "junit", "html", "markdown")
 _CODES = """\
 exit codes: 0 all within budget, or a symmetry that the output does not see; 1 a failure; 3 vacuous; 4 wrong usage;
 5 internal error"""
+
+
+def positive(text):
+    """An integer of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def seed(text):
+    """An integer of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def learning_rate(text):
+    """A positive number."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def share(text):
+    """A number above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return value
+
+
+def limit(text):
+    """A number of 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or a positive number")
+    return value
 
 
 def add_diagnose(commands):

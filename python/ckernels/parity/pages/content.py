@@ -1,6 +1,5 @@
 """What a page shows, out of the documents: plain lists and numbers, in the order of the page."""
 
-import math
 import re
 
 from ..figures import ULP_EDGES
@@ -205,9 +204,10 @@ def _curves(cases):
     """Training: by run and quantity, the distance from float64 at each step, PyTorch's, and what is allowed."""
     runs = {}
     for case in cases:
-        step = re.match(r"step (\d+) (.+)", case["what"])
+        step = re.match(r"steps? (?:\d+-)?(\d+) (.+)", case["what"])
         if case["level"] == "train" and step and case["error"] is not None:
-            runs.setdefault((case["name"], step[2]), {})[int(step[1])] = case
+            at = case["data"].get("step", int(step[1]))  # of several steps, the worst
+            runs.setdefault((case["name"], step[2]), {})[at] = case
     curves = []
     for (name, what), found in runs.items():
         if len(found) > 1:
@@ -216,29 +216,20 @@ def _curves(cases):
             curves.append({
                 "name": name, "what": what, "steps": steps, "ours": [found[s]["error"] for s in steps],
                 "peer": [found[s]["peer_error"] for s in steps], "limit": limit,
-                "limit_is": found[steps[-1]]["data"].get("limit_is", ""),
+                "limit_is": found[steps[-1]]["data"].get("limit_is", "three times the envelope of the twins"),
                 "fine": all(found[s]["verdict"] in PASSING for s in steps),
             })  # fmt: skip
     return curves
 
 
 def _kills(document):
-    """Faults down, checks across; what is not killed says why."""
-    rows = document.get("rows") or document.get("results") or document.get("cases") or []
-    checks = _ordered(str(row.get("check", "")) for row in rows)
-    faults = {}
-    for row in rows:
-        key = " ".join(str(row[k]) for k in ("fault", "dtype") if row.get(k))
-        faults.setdefault(key, {})[str(row.get("check", ""))] = row
-    table = [(fault, [found.get(check) for check in checks]) for fault, found in faults.items()]
-    killed = sum(any(cell and _killed(cell) for cell in cells) for _, cells in table)
-    return {"checks": checks, "rows": table, "faults": len(table), "killed": killed}
-
-
-def _killed(row):
-    return str(row.get("outcome", row.get("verdict", ""))).lower() in ("killed", "caught", "red")
-
-
-def finite(value):
-    """Whether there is a number."""
-    return value is not None and math.isfinite(value)
+    """Faults down, checks and dtypes across."""
+    columns = _ordered((cell["check"], cell["dtype"]) for fault in document["faults"] for cell in fault["cells"])
+    rows = []
+    for fault in document["faults"]:
+        cells = {(cell["check"], cell["dtype"]): cell for cell in fault["cells"]}
+        rows.append((f"{fault['name']}: {fault['what']}", fault["killed"], [cells.get(column) for column in columns]))
+    return {
+        "checks": [" ".join(column) for column in columns], "rows": rows, "faults": len(rows),
+        "killed": sum(killed for _, killed, _ in rows), "holes": document.get("holes", []),
+    }  # fmt: skip
