@@ -105,21 +105,23 @@ class Result:
         for fault in self.faults:
             if not self.reached(fault):
                 found.append((fault, "", "no check comes by it"))
-            elif not self.killed(fault):
+            elif not self.killed(fault) and "float32" in self.dtypes:
                 found.append((fault, "", "no check kills it in any dtype"))
             else:
-                for dtype in self.dtypes:
-                    states = self.states(fault, dtype)
-                    if HOLE in states.values() and KILLED not in states.values():
-                        found.append((fault, dtype, "changes more than rounding may, and no check notices"))
+                found += [
+                    (fault, dtype, "changes more than rounding may, and no check notices")
+                    for dtype in self.dtypes
+                    if HOLE in self.states(fault, dtype).values() and not self.killed(fault, dtype)
+                ]
         return found
 
     def survivors(self):
-        """Faults that live in some dtype and are killed in another: fault, dtype, state, the largest change."""
+        """Faults that live in some dtype for a reason: fault, dtype, state, the largest change."""
+        holes = {(fault, dtype) for fault, dtype, _ in self.holes()}
         for fault in self.faults:
             for dtype in self.dtypes:
                 states = set(self.states(fault, dtype).values()) - {UNREACHED}
-                if states and KILLED not in states and self.killed(fault):
+                if states and KILLED not in states and not {(fault, dtype), (fault, "")} & holes:
                     change = max(self.cell(fault, name, dtype).change for name in self.names)
                     yield fault, dtype, FLOOR if FLOOR in states else SAME, change
 
@@ -216,6 +218,8 @@ def run(
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda part: _all_of(job | {"part": part, "parts": jobs}, result, tell), range(jobs)))
     result.seconds = time.perf_counter() - start
+    if not faults and (of or set(names) != set(checks.NAMES)):  # some checks alone: what they come by
+        result.faults = {name: what for name, what in chosen.items() if result.reached(name)}
     return result
 
 
@@ -265,9 +269,7 @@ def _attend(job, result, tell, worker=_WORKER):
     crash = f"the process crashed (signal {-process.returncode})" if process.returncode < 0 else "the process ended"
     _add(result, {"fault": about, "killed": crash, "margin": None, "change": None, "refused": list(checks.THRESHOLDS),
                   "check": at["check"], "dtype": at["dtype"], "label": at["label"]})  # fmt: skip
-    again = at["begin"] == job["from"]
-    job["skip"] = [*(job["skip"] if again else []), *_done_of(result, at), about]
-    job["from"] = at["begin"]
+    job["from"], job["skip"] = at["begin"], _done_of(result, at)
     return True
 
 

@@ -22,7 +22,7 @@ from .specs.spec import DTYPES
 THRESHOLDS = {
     "correlation >= 0.99": lambda a, b: _correlation(a, b) >= 0.99,
     "cosine > 0.999": lambda a, b: _cosine(a, b) > 0.999,
-    "NMSE <= 5e-4": lambda a, b: np.mean((a - b) ** 2) <= 5e-4 * np.mean(b * b),
+    "NMSE <= 5e-4": lambda a, b: _nmse(a, b) <= 5e-4,
     "allclose 1e-2": lambda a, b: np.allclose(a, b, rtol=1e-2, atol=1e-2),
     "allclose 1e-3": lambda a, b: np.allclose(a, b, rtol=1e-3, atol=1e-3),
     "allclose 1e-5": lambda a, b: np.allclose(a, b, rtol=1e-5, atol=1e-5),
@@ -30,13 +30,23 @@ THRESHOLDS = {
 
 
 def _correlation(a, b):
-    spread = a.std() * b.std()
-    return np.mean((a - a.mean()) * (b - b.mean())) / spread if spread else float(np.array_equal(a, b))
+    """Of a reference that does not vary it is undefined, and refuses nothing."""
+    if not b.std():
+        return 1.0 if np.isfinite(a).all() else 0.0
+    return np.mean((a - a.mean()) * (b - b.mean())) / (a.std() * b.std() or np.inf)
 
 
 def _cosine(a, b):
-    size = math.sqrt(np.dot(a, a)) * math.sqrt(np.dot(b, b))
-    return np.dot(a, b) / size if size else float(np.array_equal(a, b))
+    """The same of a reference of zeros."""
+    if not b.any():
+        return 1.0 if np.isfinite(a).all() else 0.0
+    return np.dot(a, b) / (math.sqrt(np.dot(a, a)) * math.sqrt(np.dot(b, b)) or np.inf)
+
+
+def _nmse(a, b):
+    """Raw where the reference is zeros."""
+    size, off = np.mean(b * b), np.mean((a - b) ** 2)
+    return off / size if size >= 1e-30 else off
 
 
 def refusing(found, exact):

@@ -46,7 +46,7 @@ def text(result):
     lines += ["", _LEGEND, ""]
     survivors = list(result.survivors())
     if survivors:
-        lines.append("survivors, each killed in another dtype:")
+        lines.append("survivors:")
         lines += [f"  {fault} in {dtype}: {_why(state, change)}" for fault, dtype, state, change in survivors]
         lines.append("")
     for dtype in result.dtypes:

@@ -42,6 +42,7 @@ RMS_NORM = family(
         Probe("rows of 17", lambda r: _norm_inputs(r, 5, 17)),
         Probe("one row of 4097", lambda r: _norm_inputs(r, 1, 4097)),
         Probe("300 rows of 31", lambda r: _norm_inputs(r, 300, 31)),
+        Probe("3 rows in pieces", lambda r: _norm_inputs(r, 3, 100003)),
     ],
     _rms_norm_formula,
     eager=_rms_norm_eager,
