@@ -1,6 +1,9 @@
 /* The forward pass of a layer, over whole sequences or onto a cache. */
 #include "layers/decoder_steps.h"
+#include "faults.h"
 #include "runtime/run.h"
+
+#include <string.h>
 
 #define ROWS(data, n) ck_rows(data, a->B * a->T, n, ck_width(k))
 
@@ -40,7 +43,8 @@ attend_cache(const ck_kernels *k, const struct ck_decoder_fwd *a, const int64_t 
         .y = ck_heads(a->attn, a->B, a->T, a->H, a->D, width), .q = ck_heads(a->q_rope, a->B, a->T, a->H, a->D, width),
         .k_codes = a->k_codes, .k_scales = a->k_scales, .k_biases = a->k_biases,
         .v_codes = a->v_codes, .v_scales = a->v_scales, .v_biases = a->v_biases,
-        .table = a->table, .offsets = a->lengths, .lengths = after, .left = a->window - 1, .sinks = a->sinks,
+        .table = a->table, .offsets = a->lengths,
+        .lengths = CK_FAULT(kv_length_before_append) ? a->lengths : after, .left = a->window - 1, .sinks = a->sinks,
         .scale = a->scale, .softcap = a->softcap,
         .format = a->format, .group = a->group, .N = a->N, .P = a->L, .G = a->G, .S = a->S, .D = a->D, .W = a->W, .V = a->V,
         .B = a->B, .H = a->H, .T = a->T});
@@ -123,7 +127,10 @@ attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_an
     TRY(ck_project(k, &k_of, ROWS(a->k, kv), a->ln1, ck_absent, NULL, CK_NO_ACTIVATION, R));
     TRY(ck_project(k, &v_of, ROWS(a->v, kv), a->ln1, ck_absent, NULL, CK_NO_ACTIVATION, R));
     TRY(turn_heads(k, a, at, a->q_rope, a->q, a->H, a->q_norm_weight, a->rstd_q, a->q_norm));
-    TRY(turn_heads(k, a, at, a->k_rope, a->k, a->G, a->k_norm_weight, a->rstd_k, a->k_norm));
+    if (!CK_FAULT(rope_q_only))
+        TRY(turn_heads(k, a, at, a->k_rope, a->k, a->G, a->k_norm_weight, a->rstd_k, a->k_norm));
+    else if (a->k_rope != a->k)
+        memcpy(a->k_rope, a->k, R * kv * ck_width(k));
     if (after != NULL) {
         const struct ck_kv_append append = appended(a, ck_width(k));
         TRY(ck_kv_append(k, &append));
@@ -133,7 +140,8 @@ attention_block(const ck_kernels *k, const struct ck_decoder_fwd *a, const ck_an
         TRY(ck_capture_attention(k, &(ck_attention_stages){
             .q = a->q_rope, .k = a->k_rope, .sinks = a->sinks, .scores = a->scores, .probs = a->probs, .B = a->B, .T = a->T,
             .H = a->H, .G = a->G, .D = a->D, .window = (size_t)a->window, .scale = a->scale, .softcap = a->softcap}));
-    return join(k, a, &o_of, &behind, ROWS(a->residual1, C), a->attn, ck_merged(a->x), a->proj, a->post_attn_norm);
+    return join(k, a, &o_of, &behind, ROWS(a->residual1, C), a->attn,
+                CK_FAULT(residual_from_normed) ? ROWS(a->ln1, C) : ck_merged(a->x), a->proj, a->post_attn_norm);
 }
 
 static ck_status
@@ -155,7 +163,8 @@ mlp_block(const ck_kernels *k, const struct ck_decoder_fwd *a)
     }
     else
         TRY(ck_project(k, &up, ROWS(a->act, F), x, ck_absent, a->up, a->activation, R));
-    return join(k, a, &down, &behind, ck_merged(a->y), a->act, ROWS(a->residual1, C), a->down, a->post_mlp_norm);
+    return join(k, a, &down, &behind, ck_merged(a->y), a->act,
+                CK_FAULT(residual_dropped) ? ck_absent : ROWS(a->residual1, C), a->down, a->post_mlp_norm);
 }
 
 /* ---- the layer ---- */

@@ -293,10 +293,10 @@ def _refused(tokens, whole):
     before = {name: array.copy() for name, array in whole.raw.items()}
     bad = tokens.k[:, :, :2].copy()
     bad[-1, -1, -1, -1] = np.nan
-    calls = [(tokens.k[:, :, :20], None)] + ([(bad, None)] if tokens.quant else [])
-    for k, counts in calls:
+    few, good = tokens.k[:, :, :20], tokens.k[:, :, :2]
+    for k, v in [(few, few)] + ([(bad, good), (good, bad)] if tokens.quant else []):
         try:
-            whole.append(k, k, counts)
+            whole.append(k, v)
         except ValueError:
             continue
         raise AssertionError("an append that must be refused was not")
