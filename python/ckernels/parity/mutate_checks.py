@@ -17,6 +17,7 @@ from .compare import compare
 from .levels import PASSING, Options
 from .specs import SPECS
 from .specs.spec import DTYPES
+from .tally import Tally
 
 #: What the field asks of a result and its reference, float64 and flat: True lets it pass.
 THRESHOLDS = {
@@ -183,9 +184,9 @@ class Ops:
         else:
             report = compare(found, exact, peer, bound=bound)
             seen.allowed[label] = report.allowed_max
-        tallies.setdefault(name, ops._Tally(self.dtype)).add(report, probe)
+        tallies.setdefault(name, Tally(self.dtype)).add(report, probe)
         seen.threshold(found, exact)
-        ops._check_dtype(self.spec, name, found, inputs)
+        ops.check_dtype(self.spec, name, found, inputs)
 
 
 # ---- levels ----
@@ -406,5 +407,5 @@ def checks(names=NAMES, dtypes=DTYPES, seed=0, of=()):
 @contextlib.contextmanager
 def one_thread_of_torch():
     """PyTorch's error then depends on the inputs alone."""
-    with ops._one_thread():
+    with ops.one_thread():
         yield
