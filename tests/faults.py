@@ -47,6 +47,9 @@ class Fault:
 
 
 FAULTS = [
+    Fault("gradients: not accumulated",
+          [("csrc/kernels/sum_columns.h", "sum[i] = before[i] + sum[i];", "sum[i] = 0 * before[i] + sum[i];")],
+          "tests/test_rms_norm.py"),
     Fault("rope: positions ignored",
           [("csrc/kernels/rope.c", "a->positions.data != NULL ? ck_position(&a->positions, item, token) : (int64_t)token;", "(void)item, (int64_t)token;")],
           "tests/test_rope.py"),

@@ -36,7 +36,7 @@ ck_sum_columns(const ck_array *to, const ck_array *x, size_t R, size_t step, siz
             for (size_t i = 0; i < n; i++)
                 sum[i] += row[i];
         }
-        if (CK_FAULT(gradient_not_zeroed) || (accumulate && !CK_FAULT(gradient_not_accumulated))) {
+        if (accumulate || CK_FAULT(gradient_not_zeroed)) {
             const float *before = ck_as_floats(wide, to, c, n);
             for (size_t i = 0; i < n; i++)
                 sum[i] = before[i] + sum[i];
