@@ -64,7 +64,9 @@ def main():
         parser.error(f"no bench of {', '.join(unknown)}; there are {', '.join(every)}")
     if again and not chosen.load:
         parser.error("--again needs --load, the file that holds the others")
-    kept = json.loads(chosen.load.read_text()) if chosen.load else {"runs": {}, "load": [os.getloadavg()[0]], "seconds": 0}
+    kept = {"runs": {}, "load": [os.getloadavg()[0]], "seconds": 0}
+    if chosen.load:
+        kept = json.loads(chosen.load.read_text())
     begin = time.perf_counter()
     for op in again if chosen.load else every:
         if op == "model" and chosen.quick:
