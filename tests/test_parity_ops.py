@@ -338,7 +338,9 @@ def test_ratios_of_the_maximum_and_of_the_mean_are_both_given():
     found = cases(Pretender(), op="linear", dtype="float16")
     for case in found:
         both = case.data["ratio_max"], case.data["ratio_rms"]
-        assert case.ratio == max(both) and 0 < min(both)
+        assert case.ratio == max(both)
+        assert (min(both) > 0) == (max(both) > 0)  # neither where there is no error at all: a residual's gradient
+    assert any(case.ratio for case in found)
 
 
 def _broken(name, replacement):
